@@ -1,0 +1,1 @@
+"""What a device can run, and the agent that runs it and keeps it up to date."""

@@ -1,0 +1,1 @@
+"""The engines a Runner can use, one file each."""

@@ -1,0 +1,1 @@
+"""Exact integer inference: the plan, its reference and its kernels."""

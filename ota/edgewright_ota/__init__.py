@@ -1,0 +1,1 @@
+"""Trust and transport: signed releases, tiny deltas, and the update server and client."""

@@ -1,0 +1,1 @@
+"""Takes a trained PyTorch model to a verified, signed artifact."""
