@@ -138,9 +138,9 @@ class Rescale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantize:
-    """Float32 `x` to uint8 `y`: `clamp(round_half_even(x / scale) + zero_point)`; (C, H, W) becomes (H, W, C).
+    """Float32 `x` to uint8 `y`: `clamp(round_half_even(x / scale) + zero_point)`.
 
-    NaN becomes the zero point. The division is one IEEE float32 division.
+    (C, H, W) becomes (H, W, C). NaN becomes the zero point. The division is one IEEE float32 division.
     """
 
     x: int
@@ -343,7 +343,9 @@ def decode(data: bytes) -> Plan:
     if version != VERSION:
         raise UnsupportedError(f"plan.bin: format version {version}; this engine reads version {VERSION}")
     if file_bytes != len(data) or len(data) > MAX_FILE_BYTES:
-        raise PlanError(f"plan.bin: {len(data)} bytes, its header says {file_bytes} (at most {MAX_FILE_BYTES})")
+        raise PlanError(
+            f"plan.bin: {len(data)} bytes, its header says {file_bytes} (at most {MAX_FILE_BYTES})"
+        )
     for what, count, limit in (
         ("tensors", n_tensors, MAX_TENSORS),
         ("ranges", n_ranges, MAX_RANGES),
@@ -379,7 +381,9 @@ def decode(data: bytes) -> Plan:
         if at + 4 * count > names_at:
             raise PlanError(f"plan.bin: operator {i} is cut short")
         if not 1 <= kind <= len(OP_KINDS):
-            raise UnsupportedError(f"plan.bin: operator {i} is of kind {kind}, which this engine does not know")
+            raise UnsupportedError(
+                f"plan.bin: operator {i} is of kind {kind}, which this engine does not know"
+            )
         ops.append(_read_op(i, OP_KINDS[kind - 1], np.frombuffer(data, "<i4", count, at)))
         at += 4 * count
     if at != names_at:
@@ -589,9 +593,7 @@ def _op_words(op: Op) -> Int32Array:
     for field in fields(op):
         value = getattr(op, field.name)
         if isinstance(value, Window):
-            words.append(
-                np.array([*value.kernel, *value.stride, *value.padding, *value.dilation], np.int32)
-            )
+            words.append(np.array([*value.kernel, *value.stride, *value.padding, *value.dilation], np.int32))
         elif isinstance(value, Rescale):
             words.append(np.array([value.low, value.high, value.multiplier.size], np.int32))
             words.extend((value.multiplier, value.shift))

@@ -1,0 +1,97 @@
+"""Runner: a loaded artifact, on one of the engines this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewright_device.artifact import Arrays, Artifact
+from edgewright_device.errors import RunnerError
+
+BACKENDS = ("native", "onnxruntime", "reference")
+
+
+class Backend(Protocol):
+    """An engine with one artifact loaded; inputs were checked before they reach it."""
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Runs one batch."""
+        ...
+
+
+class Runner:
+    """Runs an artifact.
+
+    Args:
+        artifact: What to run.
+        backend: "native" (the exact integer engine), "onnxruntime" (model.onnx), or "reference" (the numpy
+            definition of the integer program: exact and slow).
+        threads: Threads the engine may use for one call; the native engine uses one.
+
+    Raises:
+        RunnerError: The backend is not installed, or cannot run this artifact.
+        ValueError: There is no such backend.
+    """
+
+    def __init__(self, artifact: Artifact, backend: str = "native", *, threads: int = 1) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+        self.artifact = artifact
+        self.backend = backend
+        self._backend = _load(artifact, backend, threads)
+
+    def run(self, inputs: Mapping[str, npt.ArrayLike]) -> Arrays:
+        """Runs one batch; safe to call from several threads at once.
+
+        Args:
+            inputs: By name; float32, shape as in `artifact.inputs`, the same batch size N >= 1 for all.
+
+        Returns:
+            By name; float32, batch first.
+
+        Raises:
+            ValueError: A missing or unknown name, a wrong shape or dtype.
+        """
+        return self._backend.run(self._checked(inputs))
+
+    def _checked(self, inputs: Mapping[str, npt.ArrayLike]) -> Arrays:
+        ports = {p.name: p for p in self.artifact.inputs}
+        if inputs.keys() != ports.keys():
+            raise ValueError(f"inputs {sorted(inputs)}: this model takes {sorted(ports)}")
+        arrays: Arrays = {}
+        for name, port in ports.items():
+            array = np.asarray(inputs[name])
+            if array.dtype != np.float32:
+                raise ValueError(f"input {name!r}: dtype {array.dtype}, float32 is needed")
+            want = ("N", *port.shape[1:])
+            if array.ndim != len(port.shape) or array.shape[1:] != port.shape[1:] or array.shape[0] < 1:
+                shape = ", ".join(map(str, want))
+                raise ValueError(f"input {name!r}: shape {array.shape}, ({shape}) with N >= 1 is needed")
+            arrays[name] = np.ascontiguousarray(array)
+        if len({a.shape[0] for a in arrays.values()}) > 1:
+            raise ValueError(
+                f"the inputs differ in batch size: { {n: a.shape[0] for n, a in arrays.items()} }"
+            )
+        return arrays
+
+
+def _load(artifact: Artifact, backend: str, threads: int) -> Backend:
+    if backend == "onnxruntime":
+        from edgewright_device.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(artifact, threads=threads)
+    if "plan.bin" not in artifact.files:
+        raise RunnerError(
+            f"{artifact.path}: has no integer program (plan.bin), so the {backend} backend cannot run it; "
+            "use backend 'onnxruntime'"
+        )
+    if backend == "reference":
+        from edgewright_device.backends.reference import ReferenceBackend
+
+        return ReferenceBackend(artifact)
+    from edgewright_device.backends.native import NativeBackend
+
+    return NativeBackend(artifact)
