@@ -14,9 +14,11 @@ Conventions
 
 from __future__ import annotations
 
+import bisect
+import math
 import struct
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,7 @@ MAX_RANK = 6
 MAX_DIM = 1 << 20
 MAX_TENSOR_ELEMENTS = 1 << 28
 MAX_ARENA_BYTES = 1 << 31
+MAX_AVERAGED = ((1 << 31) - 1) // 255  # values under one average pool: their sum fits 32 bits
 MAX_NAME_BYTES = 255
 ARENA_ALIGNMENT = 64
 
@@ -71,7 +74,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """Number of elements in one sample."""
-        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
+        return math.prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
@@ -422,7 +425,10 @@ def check(plan: Plan) -> None:
             raise PlanError(f"input or output {port} is not a float32 tensor")
     if not plan.inputs or not plan.outputs:
         raise PlanError("no input or no output")
+    if len({*plan.inputs}) != len(plan.inputs) or len({*plan.outputs}) != len(plan.outputs):
+        raise PlanError("an input or output is listed twice")
     written = set(plan.inputs)
+    arena = _Arena(plan)
     for i, op in enumerate(plan.ops):
         try:
             _check_op(plan, op)
@@ -431,12 +437,43 @@ def check(plan: Plan) -> None:
         missing = [plan.tensors[t].name for t in tensor_inputs(op) if t not in written]
         if missing:
             raise PlanError(f"operator {i} ({type(op).__name__}): reads {missing[0]!r} before it is written")
+        lost = [plan.tensors[t].name for t in tensor_inputs(op) if not arena.holds(t)]
+        if lost:
+            raise PlanError(f"operator {i} ({type(op).__name__}): reads {lost[0]!r} after it was overwritten")
         if op.y in written:
             raise PlanError(f"operator {i} ({type(op).__name__}): writes {plan.tensors[op.y].name!r} again")
         written.add(op.y)
+        arena.write(op.y)
     for port in plan.outputs:
         if port not in written or port in plan.inputs:
             raise PlanError(f"output {plan.tensors[port].name!r} is never written")
+
+
+class _Arena:
+    """Which uint8 tensors still lie whole in the arena while the operators run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._tensors = plan.tensors
+        self._starts: list[int] = []  # sorted; the tensors there do not overlap
+        self._at: dict[int, int] = {}
+
+    def holds(self, number: int) -> bool:
+        tensor = self._tensors[number]
+        return tensor.dtype == "float32" or self._at.get(tensor.offset) == number
+
+    def write(self, number: int) -> None:
+        tensor = self._tensors[number]
+        if tensor.dtype == "float32":
+            return
+        first = bisect.bisect_left(self._starts, tensor.offset)
+        if first > 0:
+            before = self._tensors[self._at[self._starts[first - 1]]]
+            first -= before.offset + before.size_bytes > tensor.offset
+        last = bisect.bisect_left(self._starts, tensor.offset + tensor.size_bytes)
+        for start in self._starts[first:last]:
+            del self._at[start]
+        self._starts[first:last] = [tensor.offset]
+        self._at[tensor.offset] = number
 
 
 def _check_tensor(plan: Plan, tensor: Tensor) -> None:
@@ -472,7 +509,11 @@ def _check_op(plan: Plan, op: Op) -> None:
     )
     if any((plan.tensors[t].dtype, y_t.dtype) != want for t in reads):
         raise PlanError(f"takes {want[0]} and gives {want[1]}")
-    if (y in plan.inputs) or (isinstance(op, Dequantize) and y not in plan.outputs):
+    if (
+        y in plan.inputs
+        or (isinstance(op, Quantize) and op.x not in plan.inputs)
+        or (isinstance(op, Dequantize) and y not in plan.outputs)
+    ):
         raise PlanError("a float32 tensor is an input that is read or an output that is written, no other")
     for number in reads:
         t = plan.tensors[number]
@@ -518,6 +559,8 @@ def _check_window(plan: Plan, op: Conv2d | MaxPool | AveragePool, x_t: Tensor, y
         p >= s for p, s in zip(window.padding, (span[0], span[1], span[0], span[1]), strict=True)
     ):
         raise PlanError("its padding is as large as its window")
+    if not isinstance(op, Conv2d) and (window.dilation[0] > height or window.dilation[1] > width):
+        raise PlanError(f"its dilation is larger than {height} x {width}")
     size = window.output_size(height, width)
     if min(size) < 1:
         raise PlanError(f"its window does not fit into {height} x {width}")
@@ -531,6 +574,8 @@ def _check_window(plan: Plan, op: Conv2d | MaxPool | AveragePool, x_t: Tensor, y
         return
     _same_shape(y_t, (*size, channels_in))
     if isinstance(op, AveragePool):
+        if window.kernel[0] * window.kernel[1] > MAX_AVERAGED:
+            raise PlanError(f"averages more than {MAX_AVERAGED} values")
         _check_rescale(op.rescale, 1)
     else:
         _same_grid(x_t, y_t)
@@ -635,4 +680,4 @@ def _read_op(index: int, kind: type[Op], words: Int32Array) -> Op:
             values[field.name] = None if field.name == "bias" and number == -1 else number
     if at != words.size:
         raise PlanError(f"plan.bin: operator {index} ({kind.__name__}) has {words.size - at} words too many")
-    return cast(Op, kind(**values))
+    return kind(**values)
