@@ -3,7 +3,9 @@
     DeviceError
     ├── ArtifactError   an artifact is missing, damaged, or of a format this version does not read
     ├── TargetError     no such target, or a target file that cannot be understood
-    └── RunnerError     the wanted backend cannot run this artifact here
+    ├── RunnerError     the wanted backend cannot run this artifact here
+    ├── SlotError       slots are in use, damaged or full, or hold nothing to go back to
+    └── ServingError    the local server cannot listen there
 
 A caller's own mistake (a wrong input name, shape or dtype) is a ValueError.
 """
@@ -23,3 +25,11 @@ class TargetError(DeviceError):
 
 class RunnerError(DeviceError):
     """A backend cannot run this artifact here; the message names one that can, where there is one."""
+
+
+class SlotError(DeviceError):
+    """Slots cannot do what was asked; the message names the directory, the bytes or the other process."""
+
+
+class ServingError(DeviceError):
+    """The local server cannot listen; the message names the address."""
