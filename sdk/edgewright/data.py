@@ -1,0 +1,223 @@
+"""Data to learn from: batches for training, and others for validation."""
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgewright.errors import DataError
+
+Batch = tuple[Any, Any]
+"""Inputs, float32 (N, ...), and labels, int64 (N,): torch tensors or numpy arrays."""
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a batch of inputs at random, from the generator given alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batches:
+    """Arrays in memory, cut into batches.
+
+    Iterating gives the stored order, unchanged, each time. `epoch` gives a shuffled and augmented pass.
+
+    Attributes:
+        inputs: float32 (samples, ...).
+        labels: int64 (samples,).
+        size: Samples per batch. A single sample left over joins the last batch, for batch normalisation
+            cannot learn from one.
+        augment: Applied to each batch of `epoch`.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    size: int
+    augment: Augment | None = None
+
+    def __len__(self) -> int:
+        return len(self._cuts())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start, stop in self._cuts():
+            yield self.inputs[start:stop], self.labels[start:stop]
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields every sample once, in an order and with changes drawn from `generator`."""
+        order = torch.randperm(len(self.labels), generator=generator)
+        for start, stop in self._cuts():
+            chosen = order[start:stop]
+            inputs = self.inputs[chosen]
+            if self.augment is not None:
+                inputs = self.augment(inputs, generator)
+            yield inputs, self.labels[chosen]
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        count = len(self.labels)
+        starts = list(range(0, count, self.size))
+        if len(starts) > 1 and count - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What a model learns from.
+
+    Attributes:
+        train: Batches to train on. A `DataLoader` fits, and so does any iterable that can be gone through
+            many times.
+        validation: Batches that are only ever measured on.
+    """
+
+    train: Iterable[Batch]
+    validation: Iterable[Batch]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x_train: NDArray[Any],
+        y_train: NDArray[Any],
+        x_validation: NDArray[Any] | None = None,
+        y_validation: NDArray[Any] | None = None,
+        *,
+        batch_size: int = 64,
+        validation_part: float = 0.2,
+        seed: int = 0,
+        augment: Augment | None = None,
+    ) -> Self:
+        """Makes data from arrays in memory, copied as float32 and int64.
+
+        Args:
+            x_train: Inputs, (samples, ...), any real dtype.
+            y_train: Class numbers from 0, (samples,), an integer dtype.
+            x_validation: Inputs to validate on; None splits them off the training arrays.
+            y_validation: Their class numbers.
+            batch_size: Samples per batch.
+            validation_part: The part, 0..1, that is split off when no validation arrays are given. Each class
+                gives its share.
+            seed: Fixes that split. (The order of training comes from the training's own seed.)
+            augment: Changes each training batch.
+
+        Raises:
+            DataError: Arrays are empty, differ in length, hold NaN or infinity, or labels that cannot be.
+            ValueError: Only one of the two validation arrays is given, or a number is out of range.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not 0 < validation_part < 1:
+            raise ValueError(f"validation_part must be between 0 and 1, not {validation_part}")
+        inputs, labels = _checked(x_train, y_train, "x_train", "y_train")
+        if x_validation is None and y_validation is None:
+            chosen = _split(labels, validation_part, seed)
+            held_inputs, held_labels = inputs[chosen], labels[chosen]
+            inputs, labels = inputs[~chosen], labels[~chosen]
+        elif x_validation is None or y_validation is None:
+            raise ValueError("give both x_validation and y_validation, or neither")
+        else:
+            held_inputs, held_labels = _checked(x_validation, y_validation, "x_validation", "y_validation")
+            if held_inputs.shape[1:] != inputs.shape[1:]:
+                raise DataError(
+                    f"x_validation holds samples of shape {_shape(held_inputs)}, "
+                    f"but x_train of shape {_shape(inputs)}"
+                )
+            if held_labels.max() > labels.max():
+                raise DataError(
+                    f"y_validation has label {held_labels.max()}, but y_train only goes up to {labels.max()}"
+                )
+        return cls(
+            train=Batches(
+                inputs=torch.from_numpy(inputs),
+                labels=torch.from_numpy(labels),
+                size=batch_size,
+                augment=augment,
+            ),
+            validation=Batches(
+                inputs=torch.from_numpy(held_inputs), labels=torch.from_numpy(held_labels), size=batch_size
+            ),
+        )
+
+    @classmethod
+    def from_npz(cls, path: Path | str, *, batch_size: int = 64, seed: int = 0) -> Self:
+        """Reads data from a .npz file.
+
+        The file holds `x_train`, `y_train`, `x_validation` and `y_validation`, or `x` and `y`, of which a
+        fifth is then kept for validation. Pickled objects are never loaded.
+
+        Args:
+            path: The file.
+            batch_size: Samples per batch.
+            seed: Fixes the split of `x` and `y`.
+
+        Raises:
+            DataError: The file cannot be read, lacks arrays, or holds arrays that do not fit.
+        """
+        four = ("x_train", "y_train", "x_validation", "y_validation")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = set(file.files)
+                wanted = four if not {"x", "y"} <= names else ("x", "y")
+                missing = [name for name in wanted if name not in names]
+                if missing:
+                    found = ", ".join(sorted(names)) or "nothing"
+                    raise DataError(
+                        f"{path}: {', '.join(missing)} missing (found {found}); "
+                        f"save {', '.join(four)}, or x and y"
+                    )
+                arrays = [file[name] for name in wanted]
+        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: cannot read this .npz file: {error}") from error
+        try:
+            return cls.from_arrays(*arrays, batch_size=batch_size, seed=seed)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+def _checked(
+    x: NDArray[Any], y: NDArray[Any], x_name: str, y_name: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Returns the arrays as float32 and int64, or says what is wrong with them."""
+    x, y = np.asarray(x), np.asarray(y)
+    if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)):
+        raise DataError(f"{x_name} has dtype {x.dtype}; it must hold numbers")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{y_name} has dtype {y.dtype}; labels must be integers, one class number per sample")
+    if x.ndim < 2 or y.ndim != 1:
+        raise DataError(
+            f"{x_name} has shape {x.shape} and {y_name} {y.shape}; they must be (samples, ...) and (samples,)"
+        )
+    if len(x) != len(y):
+        raise DataError(f"{x_name} has {len(x)} samples, but {y_name} has {len(y)} labels")
+    if x.size == 0:
+        raise DataError(f"{x_name} is empty, of shape {x.shape}")
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, and is reported below
+        inputs = np.array(x, dtype=np.float32, order="C")
+    bad = ~np.isfinite(inputs)
+    if bad.any():
+        raise DataError(
+            f"{x_name} holds NaN or infinity in {int(bad.reshape(len(x), -1).any(axis=1).sum())} of {len(x)} "
+            f"samples, the first at index {int(np.argwhere(bad)[0][0])}"
+        )
+    if y.min() < 0:
+        raise DataError(f"{y_name} has label {y.min()}; class numbers begin at 0")
+    return inputs, y.astype(np.int64)
+
+
+def _split(labels: NDArray[np.int64], part: float, seed: int) -> NDArray[np.bool_]:
+    """Chooses a part of each class; True where a sample is held out."""
+    random = np.random.default_rng(seed)
+    held = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        held[members[: round(part * len(members))]] = True
+    if not held.any() or held.all():
+        raise DataError(f"{len(labels)} samples are too few to keep a part of {part:g} for validation")
+    return held
+
+
+def _shape(array: NDArray[Any]) -> str:
+    return "(" + ", ".join(str(size) for size in array.shape[1:]) + ")"

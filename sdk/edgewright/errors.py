@@ -1,0 +1,40 @@
+"""Errors of the SDK.
+
+    SdkError
+    ├── RecipeError     a recipe file cannot be read, or asks for what does not exist
+    ├── DataError       samples or labels are missing, damaged, or do not fit the model
+    ├── CompressError   a model cannot be trained, distilled or pruned as asked
+    ├── ExportError     a model cannot be turned into an artifact for the targets asked for
+    ├── VerifyError     an artifact and its reference cannot be compared
+    └── PublishError    an artifact may not, or cannot, become a release
+
+A caller's own mistake (a wrong argument in code) is a ValueError.
+"""
+
+
+class SdkError(Exception):
+    """Base of every error this package raises."""
+
+
+class RecipeError(SdkError):
+    """A recipe is damaged or unknown in part; the message names file, section and key."""
+
+
+class DataError(SdkError):
+    """Samples or labels are missing, damaged, or do not fit the model."""
+
+
+class CompressError(SdkError):
+    """A model cannot be trained, distilled or pruned as asked."""
+
+
+class ExportError(SdkError):
+    """A model cannot be turned into an artifact for the targets asked for."""
+
+
+class VerifyError(SdkError):
+    """An artifact and its reference cannot be compared."""
+
+
+class PublishError(SdkError):
+    """An artifact may not, or cannot, become a release."""

@@ -1,0 +1,275 @@
+"""A recipe: how to compress a model, as frozen data that is saved as TOML.
+
+A part that is None is a step that is not taken. A recipe file holds ``name``, ``seed`` and one section for
+each step that is::
+
+    name = "digits"
+    seed = 0
+
+    [distill]
+    epochs = 12
+    temperature = 4.0
+
+    [prune]
+    ratio = 0.3
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from edgewright.errors import RecipeError
+
+
+def _number(
+    default: float, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Any:
+    """Declares a number in low..high; `above` and `below` leave the ends out."""
+    return field(default=default, metadata={"bounds": (low, high, above, below)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How to train: AdamW (Loshchilov & Hutter 2019), warm-up, then a cosine down to zero.
+
+    Attributes:
+        epochs: Passes over the training data.
+        learning_rate: The peak, reached after the warm-up.
+        weight_decay: Decoupled decay; biases and normalisation parameters have none.
+        warmup: The part of all steps, 0..1, over which the learning rate rises from zero.
+        label_smoothing: The probability, 0..1, taken from the label and spread over all classes
+            (Szegedy et al. 2016).
+    """
+
+    epochs: int = _number(10, 1)
+    learning_rate: float = _number(2e-3, 0, above=True)
+    weight_decay: float = _number(1e-2, 0)
+    warmup: float = _number(0.1, 0, 1, below=True)
+    label_smoothing: float = _number(0.0, 0, 1, below=True)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distill(Training):
+    """How to teach a student from a teacher's outputs (Hinton, Vinyals & Dean 2015).
+
+    Attributes:
+        temperature: Softens both outputs before they are compared.
+        alpha: Weight, 0..1, of the teacher's outputs; the rest goes to the labels.
+        feature_weight: Weight of the comparison inside the networks; 0 leaves it out.
+        features: Pairs (student's layer, teacher's layer), as in `named_modules()`, that are compared by the
+            similarities they see between samples (Tung & Mori 2019), so their shapes may differ.
+    """
+
+    temperature: float = _number(4.0, 0, above=True)
+    alpha: float = _number(0.7, 0, 1)
+    feature_weight: float = _number(0.0, 0)
+    features: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if (self.feature_weight > 0) != bool(self.features):
+            raise ValueError("features: needs both `features` and a `feature_weight` above 0, or neither")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """Which channels to take away: whole dependent groups at a time (DepGraph, Fang et al. 2023).
+
+    Attributes:
+        ratio: The part of each layer's channels to remove, 0..1.
+        importance: What makes a channel worth keeping: "taylor" (what the loss would lose, Molchanov et al.
+            2019; needs data) or "magnitude" (L2 norm of its weights).
+        round_to: Channel counts are kept to multiples of this, where a layer is wide enough for it.
+        steps: Removes the channels in so many rounds, weighing anew before each.
+        batches: Training batches that "taylor" looks at.
+    """
+
+    ratio: float = _number(0.3, 0, 1, above=True, below=True)
+    importance: Literal["taylor", "magnitude"] = "taylor"
+    round_to: int = _number(1, 1)
+    steps: int = _number(1, 1)
+    batches: int = _number(8, 1)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetune(Training):
+    """How to train once more after pruning, when little should change."""
+
+    epochs: int = _number(5, 1)
+    learning_rate: float = _number(1e-3, 0, above=True)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantize:
+    """How weights and activations become integers at export.
+
+    Attributes:
+        calibration: How an activation's range is chosen from samples: "minmax" (all that was seen),
+            "percentile" (clips the rarest), "mse" (least squared error).
+        percentile: The part of the values, in percent, that "percentile" keeps.
+        weight_bits: Bits per weight; 8 is what every target runs.
+    """
+
+    calibration: Literal["minmax", "percentile", "mse"] = "minmax"
+    percentile: float = _number(99.99, 50, 100, above=True)
+    weight_bits: Literal[8] = 8
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to compress a model.
+
+    Attributes:
+        name: For people, and for file names.
+        seed: Fixes every random choice: the same recipe on the same machine gives the same weights.
+        distill: Train the model from a teacher first, or None.
+        prune: Then remove channels, or None.
+        finetune: Then train once more, or None.
+        quantize: How export turns the result into integers.
+    """
+
+    name: str
+    seed: int = _number(0, 0, 2**63, below=True)
+    distill: Distill | None = None
+    prune: Prune | None = None
+    finetune: Finetune | None = None
+    quantize: Quantize = field(default_factory=Quantize)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not self.name.strip():
+            raise ValueError("name: is empty")
+
+    @classmethod
+    def from_toml(cls, source: Path | str) -> Self:
+        """Reads a recipe.
+
+        Args:
+            source: The path of a TOML file; or TOML text (a string with a line break or an equals sign).
+
+        Raises:
+            RecipeError: The file cannot be read, is not TOML, or has an unknown section or key, a wrong type
+                or a value out of range.
+        """
+        if isinstance(source, str) and ("\n" in source or "=" in source):
+            where, text = "recipe", source
+        else:
+            where = str(source)
+            try:
+                text = Path(source).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(f"{where}: cannot read this recipe: {error}") from error
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{where}: not valid TOML: {error}") from error
+        return _read(cls, table, where, section="")
+
+    def to_toml(self) -> str:
+        """Writes the recipe as TOML text that `from_toml` reads back to an equal recipe."""
+        table = {key: value for key, value in asdict(self).items() if value is not None}
+        return tomli_w.dumps(table)
+
+
+T = TypeVar("T", bound="Recipe | Training | Prune | Quantize")
+
+
+def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) -> T:
+    """Builds a dataclass, and the parts in it, from a TOML table."""
+    place = f"{where}, [{section}]" if section else where
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in types:
+            noun = "section" if isinstance(value, Mapping) else "key"
+            raise RecipeError(f"{place}: unknown {noun} {key!r}; {_nearest(key, types)}")
+        part = _PARTS.get(key) if kind is Recipe else None
+        if part is None:
+            values[key] = value
+        elif isinstance(value, Mapping):
+            values[key] = _read(part, value, where, section=key)
+        else:
+            raise RecipeError(f"{place}: {key!r} is a section: write [{key}] and its keys below it")
+    if kind is Recipe and "name" not in values:
+        raise RecipeError(f"{place}: key 'name' is missing; add name = \"...\" at the top")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+_PARTS: Mapping[str, type[Training | Prune | Quantize]] = {
+    "distill": Distill,
+    "prune": Prune,
+    "finetune": Finetune,
+    "quantize": Quantize,
+}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """Names the valid key that was probably meant, or all of them."""
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+
+
+def _check(part: Recipe | Training | Prune | Quantize) -> None:
+    """Checks each field's type and range, and makes whole numbers floats where a float is meant.
+
+    Raises:
+        ValueError: A field is of the wrong type or out of range; the message begins with its name.
+    """
+    types = get_type_hints(type(part))
+    for each in fields(part):
+        value = _typed(each.name, getattr(part, each.name), types[each.name])
+        object.__setattr__(part, each.name, value)
+        if "bounds" in each.metadata:
+            low, high, above, below = each.metadata["bounds"]
+            if not low <= value <= high or (above and value == low) or (below and value == high):
+                span = f"{'above' if above else 'at least'} {low:g}"
+                if math.isfinite(high):
+                    span += f" and {'below' if below else 'at most'} {high:g}"
+                raise ValueError(f"{each.name}: {value!r} is out of range; it must be {span}")
+
+
+def _typed(name: str, value: Any, wanted: Any) -> Any:
+    """Returns the value as the type wanted, without guessing: only int -> float and list -> tuple."""
+    if wanted is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: {value!r} is not a finite number")
+            return float(value)
+    elif get_origin(wanted) is Literal:
+        if value in get_args(wanted) and not isinstance(value, bool):
+            return value
+        allowed = ", ".join(repr(choice) for choice in get_args(wanted))
+        raise ValueError(f"{name}: {value!r} is not one of {allowed}")
+    elif get_origin(wanted) is tuple:
+        if isinstance(value, Sequence) and all(_is_pair(item) for item in value):
+            return tuple((item[0], item[1]) for item in value)
+        raise ValueError(f'{name}: {value!r} is not a list of pairs ["student layer", "teacher layer"]')
+    elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        return value
+    label = {int: "a whole number", float: "a number", str: "a text"}.get(wanted, str(wanted))
+    raise ValueError(f"{name}: {value!r} is not {label}")
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(part, str) for part in item)
