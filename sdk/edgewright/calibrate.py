@@ -1,0 +1,131 @@
+"""Calibration: which real interval the 256 integers of each activation stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgewright.errors import ExportError
+from edgewright.graph import onnx_function
+
+BINS = 2048
+BATCH = 64
+LEAST_SCALE = 2.0**-100  # far above the smallest normal float32
+
+Method = Literal["minmax", "percentile", "mse"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """An affine 8-bit grid: `real = scale * (q - zero_point)`, q in 0..255.
+
+    Attributes:
+        scale: A positive float32 value.
+        zero_point: In 0..255; 0.0 lies exactly on it.
+    """
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def around(cls, low: float, high: float) -> Grid:
+        """The finest grid that holds [low, high] and 0."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = float(np.float32(max((high - low) / 255.0, LEAST_SCALE)))
+        return cls(scale=scale, zero_point=int(np.clip(round(-low / scale), 0, 255)))
+
+    @property
+    def low(self) -> float:
+        """The smallest real value on the grid."""
+        return -self.scale * self.zero_point
+
+    @property
+    def high(self) -> float:
+        """The largest real value on the grid."""
+        return self.scale * (255 - self.zero_point)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What calibration saw of one value: its range, and a histogram of 2,048 equal bins over that range."""
+
+    minimum: float
+    maximum: float
+    counts: npt.NDArray[np.int64]
+
+    def grid(self, method: Method, percentile: float) -> Grid:
+        """The grid by min-max, by percentile of the histogram, or by least squared error."""
+        if method == "minmax" or self.minimum == self.maximum:
+            return Grid.around(self.minimum, self.maximum)
+        if method == "percentile":
+            share = np.cumsum(self.counts) / self.counts.sum()
+            edges = np.linspace(self.minimum, self.maximum, BINS + 1)
+            outside = (1 - percentile / 100) / 2
+            low = edges[int(np.searchsorted(share, outside, side="right"))]
+            high = edges[min(int(np.searchsorted(share, 1 - outside, side="left")) + 1, BINS)]
+            return Grid.around(float(low), float(high))
+        shrunk = [Grid.around(self.minimum * f, self.maximum * f) for f in np.linspace(0.3, 1.0, 71)]
+        return min(shrunk, key=self._squared_error)
+
+    def _squared_error(self, grid: Grid) -> float:
+        edges = np.linspace(self.minimum, self.maximum, BINS + 1)
+        centers = (edges[:-1] + edges[1:]) / 2
+        steps = np.clip(np.rint(centers / grid.scale) + grid.zero_point, 0, 255) - grid.zero_point
+        return float(np.sum(self.counts * (steps * grid.scale - centers) ** 2))
+
+
+def observe(
+    model: onnx.ModelProto,
+    names: Iterable[str],
+    samples: Mapping[str, npt.NDArray[np.float32]],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Observed]:
+    """Runs the float graph on samples, in two passes: ranges, then histograms.
+
+    Args:
+        model: A float graph.
+        names: Values to observe, inputs of the graph among them.
+        samples: The graph's inputs by name, shape (samples, ...).
+        progress: Called with (samples done, samples in both passes).
+
+    Raises:
+        ExportError: The samples are empty, or a value is NaN or infinite on them.
+    """
+    wanted = list(dict.fromkeys(names))
+    count = len(next(iter(samples.values())))
+    if count == 0:
+        raise ExportError("calibration data is empty; give at least one sample, better some hundred")
+    computed = [n for n in wanted if n not in samples]
+    run = onnx_function(model, computed)
+
+    def batches() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+        for start in range(0, count, BATCH):
+            feed = {n: v[start : start + BATCH] for n, v in samples.items()}
+            yield (run(feed) if computed else {}) | {n: feed[n] for n in wanted if n in feed}
+
+    done = 0
+    ranges: dict[str, tuple[float, float]] = {}
+    for values in batches():
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise ExportError(f"value {name!r} is NaN or infinite on the calibration data")
+            low, high = ranges.get(name, (np.inf, -np.inf))
+            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+        done += 1
+        if progress:
+            progress(min(done * BATCH, count), 2 * count)
+    counts = {name: np.zeros(BINS, np.int64) for name in wanted}
+    for values in batches():
+        for name, value in values.items():
+            low, high = ranges[name]
+            if high > low:
+                counts[name] += np.histogram(value, BINS, (low, high))[0]
+        done += 1
+        if progress:
+            progress(min(done * BATCH, 2 * count), 2 * count)
+    return {n: Observed(minimum=ranges[n][0], maximum=ranges[n][1], counts=counts[n]) for n in wanted}

@@ -1,0 +1,285 @@
+"""Export: a trained model becomes an artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import safetensors.numpy
+
+from edgewright.calibrate import Grid, Observed, observe
+from edgewright.errors import ExportError
+from edgewright.graph import float_graph, onnx_function, value_shapes
+from edgewright.lower import lower
+from edgewright.progress import OnProgress, Progress
+from edgewright.quantize import BaseGrids, Quantized, activations_to_observe, quantize_graph
+from edgewright.recipe import Quantize
+from edgewright_device import Artifact, Port, Target, encode_golden, write_artifact
+from edgewright_kernels import Engine
+from edgewright_kernels.plan import ByteRange, encode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+GOLDEN_SAMPLES = 8
+MAX_CALIBRATION_SAMPLES = 1024
+
+Backend = Literal["native", "onnxruntime"]
+Samples = dict[str, npt.NDArray[np.float32]]
+
+
+def export(
+    model: nn.Module | str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    target: Target | str,
+    calibration: Any,
+    out: str | os.PathLike[str],
+    base: Artifact | None = None,
+    quantize: Quantize | None = None,
+    backend: Backend = "native",
+    progress: OnProgress | None = None,
+) -> Artifact:
+    """Quantizes a model to INT8 and writes it as an artifact.
+
+    Args:
+        model: A module, or the path of a `.pt2` program or a float `.onnx` file. Batch first; float32 inputs.
+        example_inputs: For a module: the arguments of one call. Left out, calibration samples serve.
+        target: What will run it.
+        calibration: Samples like those the model will see: an array (samples, ...); a mapping of such arrays
+            by input name; or batches, each an array or (inputs, labels), such as `Data.train`. The first
+            1,024 samples are used.
+        out: The directory to write, `NAME.ew`; NAME becomes the model's name. An artifact there is replaced.
+        base: The artifact now on the devices: its grids are kept where they still fit, so an update is small.
+        quantize: How activation ranges are chosen (a recipe's `quantize`); min-max if left out.
+        backend: "native" includes the integer program. "onnxruntime" leaves it out, and so takes models with
+            operators that the native engine lacks.
+        progress: Called as the work goes on.
+
+    Returns:
+        The artifact, opened.
+
+    Raises:
+        ExportError: The model cannot be read, traced, quantized, or run by the target; the message names the
+            layer and the remedy.
+        ArtifactError: `out` is something else than an artifact.
+        TargetError: The target is not known.
+    """
+    target = target if isinstance(target, Target) else Target.load(target)
+    if backend not in target.backends:
+        raise ExportError(f"target {target.name!r} has no backend {backend!r}; choose from {target.backends}")
+    report = progress or _ignore
+    path = Path(out)
+
+    report(Progress(step="trace", done=0, total=1))
+    if isinstance(model, str | os.PathLike):
+        graph = float_graph(Path(model))
+    else:
+        graph = float_graph(
+            model, _as_tuple(_head(calibration) if example_inputs is None else example_inputs)
+        )
+    report(Progress(step="trace", done=1, total=1))
+    _check_ports(graph)
+    samples = calibration_samples(calibration, graph)
+
+    watched = [v.name for v in (*graph.graph.input, *graph.graph.output)] + activations_to_observe(graph)
+    observed = observe(
+        graph,
+        watched,
+        samples,
+        lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
+    )
+    settings = quantize or Quantize()
+    quantized = quantize_graph(
+        graph,
+        observed,
+        method=settings.calibration,
+        percentile=settings.percentile,
+        base=base_grids(base) if base else None,
+    )
+    report(Progress(step="quantize", done=1, total=1, metrics={"kept_grids": quantized.kept_grids}))
+
+    weights = safetensors.numpy.save(dict(sorted(quantized.weights.items())))
+    ranges = byte_ranges(weights)
+    files = {"weights.safetensors": weights, "model.onnx": _with_external_data(quantized.model, ranges)}
+    golden_inputs = {name: value[:GOLDEN_SAMPLES] for name, value in samples.items()}
+    if backend == "native":
+        plan = lower(quantized.model, ranges, len(weights))
+        needed = plan.arena_bytes + len(weights)
+        if needed > target.memory_bytes:
+            raise ExportError(
+                f"the model needs {needed} bytes (weights and arena), target {target.name!r} has "
+                f"{target.memory_bytes}; compress it further"
+            )
+        files["plan.bin"] = encode(plan)
+        golden = Engine(files["plan.bin"], weights).run(golden_inputs)
+    else:
+        golden = onnx_function(quantized.model)(golden_inputs)
+    files["golden.npz"] = encode_golden(golden_inputs, golden)
+    artifact = write_artifact(
+        path,
+        name=path.name.removesuffix(".ew"),
+        producer=f"edgewright {version('edgewright')}",
+        targets=(target.name,),
+        inputs=tuple(_port(v, quantized, observed) for v in graph.graph.input),
+        outputs=tuple(_port(v, quantized, observed) for v in graph.graph.output),
+        files=files,
+    )
+    report(Progress(step="write", done=1, total=1))
+    return artifact
+
+
+def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
+    """Calibration data in any accepted form, as float32 arrays by input name, shape (samples, ...).
+
+    Raises:
+        ExportError: Names or shapes do not fit the graph's inputs, or there is not one sample.
+    """
+    shapes = value_shapes(graph)
+    names = [i.name for i in graph.graph.input]
+    samples: Samples = {}
+    if isinstance(calibration, Mapping):
+        samples = {str(k): _array(v)[:MAX_CALIBRATION_SAMPLES] for k, v in calibration.items()}
+    elif hasattr(calibration, "shape"):
+        samples = {names[0]: _array(calibration)[:MAX_CALIBRATION_SAMPLES]}
+    else:
+        batches: list[tuple[Any, ...]] = []
+        count = 0
+        for batch in calibration:
+            batches.append(_as_tuple(batch)[: len(names)])
+            count += len(batches[-1][0])
+            if count >= MAX_CALIBRATION_SAMPLES:
+                break
+        if batches:
+            columns = zip(*batches, strict=True)
+            samples = {
+                name: np.concatenate([_array(part) for part in column])[:MAX_CALIBRATION_SAMPLES]
+                for name, column in zip(names, columns, strict=False)
+            }
+    if not samples or any(len(v) == 0 for v in samples.values()):
+        raise ExportError("no calibration data: give at least one sample, better some hundred")
+    if samples.keys() != set(names):
+        raise ExportError(
+            f"calibration data is for inputs {sorted(samples)}; the model takes {sorted(names)}"
+        )
+    for name, value in samples.items():
+        if value.shape[1:] != tuple(shapes[name][1:]):
+            want = ", ".join(map(str, shapes[name][1:]))
+            raise ExportError(
+                f"calibration data for {name!r} has shape {value.shape}; (samples, {want}) is needed"
+            )
+    return samples
+
+
+def byte_ranges(weights: bytes) -> dict[str, ByteRange]:
+    """Where each tensor of a safetensors file lies, counted from the start of the file."""
+    (length,) = struct.unpack_from("<Q", weights)
+    header = json.loads(weights[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return {
+        name: ByteRange(offset=8 + length + begin, size=end - begin)
+        for name, (begin, end) in ((n, e["data_offsets"]) for n, e in header.items())
+    }
+
+
+def base_grids(base: Artifact) -> BaseGrids:
+    """The grids that an artifact's QDQ graph and weights use."""
+    model = onnx.load_from_string(base.read("model.onnx"))
+    weights = safetensors.numpy.load(base.read("weights.safetensors"))
+    inline = {
+        i.name: onnx.numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if i.data_location != onnx.TensorProto.EXTERNAL
+    }
+    grids = {
+        node.output[0].removesuffix("_quantized"): Grid(
+            scale=float(inline[node.input[1]]), zero_point=int(inline[node.input[2]])
+        )
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    scales = {n.removesuffix(".scale"): w for n, w in weights.items() if n.endswith(".scale")}
+    return BaseGrids(activations=grids, weights=scales)
+
+
+def _with_external_data(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> bytes:
+    """The graph's bytes, with every constant that weights.safetensors holds taken from there."""
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    for tensor in slim.graph.initializer:
+        if tensor.name not in ranges:
+            continue
+        place = ranges[tensor.name]
+        for field in ("raw_data", "float_data", "int32_data", "int64_data"):
+            tensor.ClearField(field)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        del tensor.external_data[:]
+        for key, value in (
+            ("location", "weights.safetensors"),
+            ("offset", str(place.offset)),
+            ("length", str(place.size)),
+        ):
+            tensor.external_data.add(key=key, value=value)
+    data: bytes = slim.SerializeToString(deterministic=True)
+    return data
+
+
+def _check_ports(graph: onnx.ModelProto) -> None:
+    for value in (*graph.graph.input, *graph.graph.output):
+        kind = value.type.tensor_type.elem_type
+        shape = value_shapes(graph)[value.name]
+        if kind != onnx.TensorProto.FLOAT:
+            got = onnx.TensorProto.DataType.Name(kind).lower()
+            raise ExportError(f"{value.name!r} is {got}; inputs and outputs must be float32 at this version")
+        if len(shape) < 2 or shape[0] is not None or None in shape[1:]:
+            raise ExportError(
+                f"{value.name!r} has shape {shape}; the first dimension must be a free batch size, the "
+                "others fixed: export the model to ONNX with dynamic batch only"
+            )
+
+
+def _port(value: onnx.ValueInfoProto, quantized: Quantized, observed: Mapping[str, Observed]) -> Port:
+    seen = observed[value.name]
+    grid = quantized.grids.get(value.name) or Grid.around(seen.minimum, seen.maximum)
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+    return Port(
+        name=value.name,
+        shape=(None, *dims),
+        dtype="float32",
+        scale=grid.scale,
+        zero_point=grid.zero_point,
+        minimum=seen.minimum,
+        maximum=seen.maximum,
+    )
+
+
+def _array(value: Any) -> npt.NDArray[np.float32]:
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _head(calibration: Any) -> Sequence[Any]:
+    """Arguments of one call of a module, from calibration data."""
+    if isinstance(calibration, Mapping):
+        return [_array(v)[:2] for v in calibration.values()]
+    if hasattr(calibration, "shape"):
+        return [_array(calibration)[:2]]
+    first = next(iter(calibration), None) if isinstance(calibration, Iterable) else None
+    if first is None:
+        raise ExportError("no calibration data: give at least one sample, better some hundred")
+    return [_array(_as_tuple(first)[0])[:2]]
+
+
+def _ignore(progress: Progress) -> None:
+    del progress

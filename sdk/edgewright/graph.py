@@ -1,0 +1,331 @@
+"""The float graph: any model, as one ONNX graph in the few forms that quantization and lowering read.
+
+torch modules and `.pt2` programs go through `torch.onnx.export(dynamo=True)`, which folds batch norm into the
+convolutions; onnxslim simplifies; `normalize` then writes equal things in one way.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper, shape_inference
+
+from edgewright.errors import ExportError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OPSET = 20
+
+
+def float_graph(
+    model: nn.Module | str | Path, example_inputs: Sequence[Any] | None = None
+) -> onnx.ModelProto:
+    """The model as a normalized float32 ONNX graph with a free batch size, its weights in memory.
+
+    Args:
+        model: A module, or the path of a `.pt2` program or a float `.onnx` file.
+        example_inputs: For a module: tensors or arrays as `forward` takes them, the batch first.
+
+    Raises:
+        ExportError: The file is missing, damaged or incomplete; or the module cannot be traced.
+    """
+    if isinstance(model, str | Path):
+        path = Path(model)
+        if not path.is_file():
+            raise ExportError(f"{path}: there is no such file")
+        if path.suffix == ".onnx":
+            return normalize(_read_onnx(path))
+        if path.suffix == ".pt2":
+            return normalize(_from_torch(_read_pt2(path), None))
+        raise ExportError(f"{path}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
+    if example_inputs is None:
+        raise ExportError("an nn.Module needs example_inputs, the arguments of one call, to be exported")
+    return normalize(_from_torch(copy.deepcopy(model).eval(), example_inputs))
+
+
+def normalize(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Simplifies a graph and writes equal things in one way.
+
+    Fully connected layers become Gemm with transB = 1; a mean over height and width becomes
+    GlobalAveragePool; a reshape to (N, features) becomes Flatten. Every node gets a name.
+
+    Raises:
+        ExportError: The graph is not valid ONNX.
+    """
+    import onnxslim
+
+    try:
+        onnx.checker.check_model(model)
+        slim: onnx.ModelProto = onnxslim.slim(copy.deepcopy(model))
+        slim = shape_inference.infer_shapes(slim, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+        raise ExportError(f"not a valid ONNX graph: {str(error).splitlines()[0]}") from None
+    constants = initializers(slim)
+    shapes = value_shapes(slim)
+    for index, node in enumerate(slim.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+        if node.op_type == "ReduceMean":
+            _mean_to_pool(slim, node, constants, shapes)
+        elif node.op_type == "Reshape":
+            _reshape_to_flatten(node, shapes)
+    _matmul_to_gemm(slim, constants, shapes)
+    for node in slim.graph.node:
+        if node.op_type == "Gemm":
+            _transpose_gemm(slim, node, constants)
+    drop_unused_initializers(slim)
+    del slim.graph.value_info[:]
+    return shape_inference.infer_shapes(slim, strict_mode=True, data_prop=True)
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """Constants of a graph by name."""
+    return {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+
+
+def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of inputs, outputs and inferred values; None stands for a free size."""
+    graph = model.graph
+    return {
+        v.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim)
+        for v in (*graph.input, *graph.output, *graph.value_info)
+    }
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes of a node by name."""
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Removes constants that no node reads."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [i for i in model.graph.initializer if i.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def set_initializer(model: onnx.ModelProto, name: str, value: npt.NDArray[Any]) -> None:
+    """Adds a constant, or replaces the one of that name."""
+    tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
+    for existing in model.graph.initializer:
+        if existing.name == name:
+            existing.CopyFrom(tensor)
+            return
+    model.graph.initializer.append(tensor)
+
+
+def onnx_function(
+    model: onnx.ModelProto, outputs: Sequence[str] | None = None
+) -> Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]:
+    """The graph as a function of its inputs by name, run by ONNX Runtime without its riskier rewrites.
+
+    Above the basic level it turns some float operators into ones that quantize activations on the fly, and
+    its 8-bit kernels on x86 saturate at 16 bits; both are kept out, so this may serve as an oracle.
+
+    Args:
+        model: A graph with its constants inside.
+        outputs: Values to return, any of the graph's; the graph's outputs if left out.
+    """
+    import onnxruntime
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    known = {o.name for o in watched.graph.output}
+    names = list(outputs) if outputs is not None else [o.name for o in watched.graph.output]
+    for name in names:
+        if name not in known:
+            watched.graph.output.append(
+                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            )
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its exceptions share no base of their own
+        raise ExportError(f"ONNX Runtime cannot load this graph: {error}") from error
+
+    def run(feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+    return run
+
+
+def _read_onnx(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(str(path))
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"{path}: its external data is missing ({error.filename}); keep the files side by side"
+        ) from None
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path}: its external data cannot be read ({error})") from None
+    except Exception as error:  # protobuf's DecodeError lives in a private module
+        raise ExportError(f"{path}: not an ONNX file, or damaged ({type(error).__name__})") from None
+    if not model.graph.node:
+        raise ExportError(f"{path}: an ONNX file without a single node")
+    return model
+
+
+def _read_pt2(path: Path) -> torch.export.ExportedProgram:
+    import torch
+
+    try:
+        with _quiet():
+            return torch.export.load(path)
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise ExportError(f"{path}: not a torch.export program, or damaged ({error})") from None
+
+
+def _from_torch(
+    model: nn.Module | torch.export.ExportedProgram, example_inputs: Sequence[Any] | None
+) -> onnx.ModelProto:
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        arguments: dict[str, Any] = {"args": ()}
+        inputs = list(model.graph_signature.user_inputs)
+        outputs = len(model.graph_signature.user_outputs)
+        names = [str(n) for n in inputs]
+    else:
+        assert example_inputs is not None
+        tensors = tuple(_two(torch.as_tensor(x)) for x in example_inputs)
+        with torch.no_grad():
+            result = model(*tensors)
+        outputs = len(result) if isinstance(result, tuple | list) else 1
+        names = list(inspect.signature(model.forward).parameters)[: len(tensors)]
+        batch = torch.export.Dim("N", min=1, max=1 << 20)
+        arguments = {"args": tensors, "dynamic_shapes": tuple({0: batch} for _ in tensors)}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                **arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["y"] if outputs == 1 else [f"y{i}" for i in range(outputs)],
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever the model raised
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise ExportError(
+            f"torch cannot export this model: {reason[0] if reason else type(error).__name__}. The first "
+            "dimension of each input must be a batch of any size, and forward must not branch on values"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _two(x: torch.Tensor) -> torch.Tensor:
+    """A batch of one makes torch.export freeze the batch size at 1; a batch of two does not."""
+    return x if x.shape[0] > 1 else x.repeat(2, *[1] * (x.ndim - 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's own deprecations and its log of absent optional packages."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _mean_to_pool(
+    model: onnx.ModelProto,
+    node: onnx.NodeProto,
+    constants: Mapping[str, npt.NDArray[Any]],
+    shapes: Mapping[str, tuple[int | None, ...]],
+) -> None:
+    shape = shapes.get(node.input[0], ())
+    given = attributes(node)
+    axes = constants[node.input[1]] if len(node.input) > 1 else np.array(given.get("axes", ()))
+    if len(shape) != 4 or sorted(int(a) % 4 for a in axes) != [2, 3]:
+        return
+    source, result, keep = node.input[0], node.output[0], given.get("keepdims", 1)
+    node.op_type = "GlobalAveragePool"
+    del node.input[:], node.attribute[:]
+    node.input.append(source)
+    if not keep:
+        node.output[0] = f"{result}_pooled"
+        flatten = onnx.helper.make_node(
+            "Flatten", [node.output[0]], [result], name=f"{node.name}_flatten", axis=1
+        )
+        model.graph.node.insert(list(model.graph.node).index(node) + 1, flatten)
+
+
+def _reshape_to_flatten(node: onnx.NodeProto, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+    features = math.prod(d or 0 for d in before[1:])
+    if len(after) != 2 or not features or after[1] != features:
+        return
+    source = node.input[0]
+    node.op_type = "Flatten"
+    del node.input[:], node.attribute[:]
+    node.input.append(source)
+    node.attribute.append(onnx.helper.make_attribute("axis", 1))
+
+
+def _matmul_to_gemm(
+    model: onnx.ModelProto,
+    constants: dict[str, npt.NDArray[Any]],
+    shapes: Mapping[str, tuple[int | None, ...]],
+) -> None:
+    """MatMul by a 2-D constant, with the Add of a bias that may follow, becomes Gemm."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {o.name for o in model.graph.output}
+    for node in list(model.graph.node):
+        weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or weight.ndim != 2 or len(shapes.get(node.input[0], ())) != 2:
+            continue
+        node.op_type = "Gemm"
+        after = readers.get(node.output[0], [])
+        if len(after) != 1 or after[0].op_type != "Add" or node.output[0] in outputs:
+            continue
+        bias = [n for n in after[0].input if n != node.output[0]]
+        if len(bias) == 1 and bias[0] in constants and constants[bias[0]].shape == (weight.shape[1],):
+            node.input.append(bias[0])
+            node.output[0] = after[0].output[0]
+            model.graph.node.remove(after[0])
+
+
+def _transpose_gemm(
+    model: onnx.ModelProto, node: onnx.NodeProto, constants: dict[str, npt.NDArray[Any]]
+) -> None:
+    given = attributes(node)
+    weight = constants.get(node.input[1])
+    plain = given.get("alpha", 1.0) == given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
+    if weight is None or not plain or given.get("transB", 0):
+        return
+    name = (
+        f"{node.input[1]}.T" if sum(node.input[1] in n.input for n in model.graph.node) > 1 else node.input[1]
+    )
+    set_initializer(model, name, weight.T)
+    constants[name] = weight.T
+    node.input[1] = name
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("transB", 1))
