@@ -49,8 +49,8 @@ def check(
 ) -> HealthReport:
     """Opens the artifact at `path`, runs its golden inputs and compares the outputs with the golden ones.
 
-    On the native and reference backends every bit must agree; on others each value within `BOUND_STEPS` steps.
-    An artifact that cannot be opened or run is a failed check, not an exception.
+    On the native and reference backends every bit must agree; on others each value within `BOUND_STEPS`
+    steps. An artifact that cannot be opened or run is a failed check, not an exception.
 
     Args:
         path: The artifact's directory.

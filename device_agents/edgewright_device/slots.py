@@ -156,9 +156,9 @@ class Slots:
         what = f"installing {release.name} {release.version}"
         self.require_space(size_bytes, what)
         slot = self._journal.inactive
-        self._give_up(slot)
         filling = self.directory / FILLING
         try:
+            self._give_up(slot)
             self._disk.remove_tree(filling)
             fill(filling)
             self._sync_tree(filling)
