@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 20
+_T = TypeVar("_T")
 
 
 def float_graph(
@@ -44,12 +45,10 @@ def float_graph(
     """
     if isinstance(model, str | Path):
         path = Path(model)
-        if not path.is_file():
-            raise ExportError(f"{path}: there is no such file")
         if path.suffix == ".onnx":
-            return normalize(_read_onnx(path))
+            return normalize(_existing(path, _read_onnx))
         if path.suffix == ".pt2":
-            return normalize(_from_torch(_read_pt2(path), None))
+            return normalize(_from_torch(_existing(path, _read_pt2), None))
         raise ExportError(f"{path}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
     if example_inputs is None:
         raise ExportError("an nn.Module needs example_inputs, the arguments of one call, to be exported")
@@ -165,6 +164,43 @@ def onnx_function(
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
     return run
+
+
+def float_function(
+    model: nn.Module | Path,
+) -> Callable[[Sequence[npt.NDArray[Any]]], list[npt.NDArray[Any]]]:
+    """A float model as a function of its inputs, in order, to its outputs, in order; not changed by export.
+
+    Raises:
+        ExportError: The file is missing, damaged, or of another kind.
+    """
+    if isinstance(model, Path) and model.suffix == ".onnx":
+        graph = _existing(model, _read_onnx)
+        names = [i.name for i in graph.graph.input if i.name not in initializers(graph)]
+        run = onnx_function(graph)
+        return lambda inputs: list(run(dict(zip(names, inputs, strict=True))).values())
+    import torch
+
+    if isinstance(model, Path):
+        if model.suffix != ".pt2":
+            raise ExportError(f"{model}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
+        module: nn.Module = _existing(model, _read_pt2).module()
+    else:
+        module = copy.deepcopy(model).eval()
+
+    def call(inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        with torch.no_grad():
+            result = module(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
+        results = result if isinstance(result, tuple | list) else [result]
+        return [r.numpy() for r in results]
+
+    return call
+
+
+def _existing(path: Path, read: Callable[[Path], _T]) -> _T:
+    if not path.is_file():
+        raise ExportError(f"{path}: there is no such file")
+    return read(path)
 
 
 def _read_onnx(path: Path) -> onnx.ModelProto:

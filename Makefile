@@ -1,0 +1,79 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. The rest is for daily work.
+# Stamps in .stamps/ make a second run quick; `make clean` forgets them.
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install -q -c constraints.txt
+EDIT   := --no-build-isolation -C build-dir=build/dev -e
+OUT    ?= out
+
+CPP      := $(wildcard kernels/src/*.cpp kernels/src/*.h)
+BUILD    := CMakeLists.txt kernels/src/CMakeLists.txt $(CPP)
+SETTINGS := pyproject.toml constraints.txt
+PYTEST   := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-all check format studio screenshots tables clean
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: .stamps/sdk ## a trained model to a running, updated, rolled-back device (about a minute)
+	$(BIN)/edgewright demo --out $(OUT)/demo --json $(OUT)/demo.json
+
+test: .stamps/dev ## all tests but the slow ones
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: .stamps/dev ## the slow ones too
+	$(PYTEST) -m "not gpu"
+
+check: .stamps/dev ## ruff, mypy --strict, import floors, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: .stamps/dev ## mend what ruff and clang-format can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+studio: .stamps/dev ## open the desktop studio
+	$(BIN)/edgewright-studio
+
+bench-%: .stamps/dev ## benchmarks/NAME.py: one measurement, written to benchmarks/results
+	$(BIN)/python benchmarks/$*.py
+
+tables: .stamps/dev ## write the tables in README and docs from benchmarks/results
+	$(BIN)/python scripts/tables.py
+
+clean: ## forget the environment and all builds
+	rm -rf .venv .stamps build
+
+# Set-up, in the order that keeps torch on its CPU build: first torch, then the rest under constraints.
+
+.stamps/build-tools: scripts/system-packages.sh
+	@mkdir -p .stamps
+	@bash scripts/system-packages.sh build
+	@touch $@
+
+.stamps/venv: .stamps/build-tools
+	@test -n "$(PYTHON)" || { echo "edgewright needs Python 3.11 or newer; none was found on PATH" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgewright needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.stamps/torch: .stamps/venv
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(PIP) scikit-build-core nanobind ninja cmake
+	@touch $@
+
+.stamps/sdk: .stamps/torch $(SETTINGS) $(BUILD)
+	$(PIP) $(EDIT) ".[sdk]"
+	@touch $@
+
+.stamps/dev: .stamps/sdk
+	@bash scripts/system-packages.sh desktop
+	$(PIP) $(EDIT) ".[all,dev]"
+	@touch $@

@@ -1,0 +1,64 @@
+"""Latency: paired and interleaved, so that a noisy machine disturbs all contestants alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Time of one call.
+
+    Attributes:
+        min_ms: The fastest, ms.
+        median_ms: The middle one, ms.
+        rounds: How many were timed.
+    """
+
+    min_ms: float
+    median_ms: float
+    rounds: int
+
+
+def measure(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 200,
+    warmup: int = 20,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, Latency]:
+    """Times calls in turn, round by round, with the garbage collector held.
+
+    Args:
+        calls: What to time, by name.
+        rounds: Timed rounds; each calls everything once.
+        warmup: Rounds before them that are not timed.
+        clock: Nanoseconds, never running back.
+
+    Raises:
+        ValueError: Nothing to time, or no round.
+    """
+    if not calls or rounds < 1:
+        raise ValueError("measure needs a call and a round at least")
+    times: dict[str, list[int]] = {name: [] for name in calls}
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(warmup + rounds):
+            for name, call in calls.items():
+                start = clock()
+                call()
+                stop = clock()
+                if index >= warmup:
+                    times[name].append(stop - start)
+    finally:
+        if was_enabled:
+            gc.enable()
+    return {
+        name: Latency(min_ms=min(t) / 1e6, median_ms=statistics.median(t) / 1e6, rounds=rounds)
+        for name, t in times.items()
+    }

@@ -1,0 +1,340 @@
+"""Verification: an artifact against the integer reference, exactly, and the float model, by statistics.
+
+The error splits in two: native engine against the numpy definition of the integer program (must be nothing),
+and that against the float model (quantization: must be small, and is judged with its uncertainty).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewright.cases import Cases, beyond_range, generate
+from edgewright.errors import ExportError, VerifyError
+from edgewright.graph import float_function
+from edgewright.progress import OnProgress, Progress
+from edgewright.statistics import sqnr_db, wilson_interval
+from edgewright_device import Artifact, Runner
+from edgewright_kernels import cpu_paths
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH = 100
+BEYOND = 50
+# An artifact whose engine is not exact may differ from its golden outputs by this share of their range.
+GOLDEN_TOLERANCE = 0.02
+
+Verdict = Literal["passed", "failed", "cannot tell"]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: Short, stable.
+        what: The same for people.
+        verdict: "cannot tell" when the interval holds the bound: more cases are needed.
+        value: What was found.
+        interval: 95 % confidence interval of `value`, where it is an estimate.
+        bound: What was allowed.
+        unit: Of value, interval and bound.
+    """
+
+    name: str
+    what: str
+    verdict: Verdict
+    value: float
+    interval: tuple[float, float] | None
+    bound: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationReport:
+    """What `verify` found.
+
+    Attributes:
+        artifact: Digest of the artifact it is about.
+        name: The artifact's name.
+        reference: What it was compared with.
+        cases: Number of generated cases within the calibrated range.
+        strata: How many of each kind.
+        seed: Draws the same cases again.
+        bit_mismatches: Output values in which the native engine differs from the numpy reference.
+        prediction_flips: Cases in which the largest output differs from the float model's; None where the
+            output is not a vector of classes.
+        sqnr_db: Signal to quantization noise ratio of all outputs against the float model.
+        checks: Each with its verdict.
+        machine: Where it ran.
+    """
+
+    artifact: str
+    name: str
+    reference: str
+    cases: int
+    strata: Mapping[str, int]
+    seed: int
+    bit_mismatches: int
+    prediction_flips: int | None
+    sqnr_db: float
+    checks: tuple[Check, ...]
+    machine: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(c.verdict == "passed" for c in self.checks)
+
+    def to_json(self) -> str:
+        """The report as JSON; infinite numbers become null."""
+        data = {"format": 1, "passed": self.passed, **asdict(self)}
+        return json.dumps(_finite(data), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> VerificationReport:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            VerifyError: Not a verification report.
+        """
+        try:
+            data = json.loads(text)
+            data.pop("passed")
+            if data.pop("format") != 1:
+                raise ValueError("not format 1")
+            data["sqnr_db"] = np.inf if data["sqnr_db"] is None else data["sqnr_db"]
+            checks = (
+                c | {"interval": tuple(c["interval"]) if c["interval"] else None} for c in data.pop("checks")
+            )
+            return cls(
+                checks=tuple(
+                    Check(**c | {"value": np.inf if c["value"] is None else c["value"]}) for c in checks
+                ),
+                **data,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VerifyError(f"not a verification report: {error}") from None
+
+
+def verify(
+    artifact: Artifact,
+    *,
+    reference: nn.Module | str | os.PathLike[str],
+    cases: int = 1000,
+    data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None = None,
+    seed: int = 0,
+    max_flip_rate: float = 0.05,
+    min_sqnr_db: float = 20.0,
+    progress: OnProgress | None = None,
+) -> VerificationReport:
+    """Compares an artifact with its definition and with the float model it was made from.
+
+    Args:
+        artifact: What to verify.
+        reference: The float model: a module, or the path of a `.pt2` or `.onnx` file.
+        cases: Generated cases, from 20 up.
+        data: Real samples that cases grow from: by input name, or one array; the artifact's own golden
+            inputs, which are few, if left out.
+        seed: Draws the cases.
+        max_flip_rate: The share of predictions that may differ from the float model's.
+        min_sqnr_db: The least signal to quantization noise ratio, in dB.
+        progress: Called as the work goes on.
+
+    Raises:
+        VerifyError: The reference and the artifact do not fit each other, or the data does not fit.
+        ValueError: Too few cases.
+    """
+    if cases < 20:
+        raise ValueError(f"{cases} cases say nothing; ask for 20 at least")
+    samples = _samples(artifact, data)
+    drawn = generate(artifact.inputs, samples, cases, seed)
+    report = progress or (lambda _: None)
+    native = "plan.bin" in artifact.files
+    engine = Runner(artifact, backend="native" if native else "onnxruntime")
+
+    expected = _float_outputs(artifact, reference, drawn, report)
+    got = _run(engine.run, drawn, "native" if native else "onnxruntime", report)
+    checks = [_golden_check(artifact, engine, exact=native)]
+    mismatches = 0
+    if native:
+        slow = Runner(artifact, backend="reference")
+        far = beyond_range(artifact.inputs, samples, BEYOND, seed)
+        mismatches = _differing(_run(slow.run, drawn, "reference", report), got)
+        mismatches += _differing(slow.run(far.inputs), engine.run(far.inputs))
+        checks.append(
+            _bounded(
+                "bits", "native engine against the numpy reference, differing values", mismatches, 0, "values"
+            )
+        )
+        unfused = _run(Runner(artifact, backend="onnxruntime").run, drawn, "onnxruntime", report)
+        agreement = min(sqnr_db(got[n], unfused[n]) for n in got)
+        checks.append(
+            _at_least("onnx", "model.onnx in ONNX Runtime against the native engine", agreement, 25.0, "dB")
+        )
+    noise = min(sqnr_db(expected[n], got[n]) for n in got)
+    checks.append(
+        _at_least("sqnr", "signal to quantization noise against the float model", noise, min_sqnr_db, "dB")
+    )
+    flips = _flips(expected, got)
+    if flips is not None:
+        checks.append(_flip_check(flips, cases, max_flip_rate))
+    kinds, counts = np.unique(drawn.strata, return_counts=True)
+    return VerificationReport(
+        artifact=artifact.digest,
+        name=artifact.name,
+        reference=str(reference) if isinstance(reference, str | os.PathLike) else type(reference).__name__,
+        cases=cases,
+        strata={str(k): int(c) for k, c in zip(kinds, counts, strict=True)},
+        seed=seed,
+        bit_mismatches=mismatches,
+        prediction_flips=flips,
+        sqnr_db=noise,
+        checks=tuple(checks),
+        machine={"arch": platform.machine(), "kernels": cpu_paths()[0], "python": platform.python_version()},
+    )
+
+
+def _samples(
+    artifact: Artifact, data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None
+) -> dict[str, npt.NDArray[np.float32]]:
+    if data is None:
+        given: Mapping[str, npt.ArrayLike] = artifact.golden()[0]
+    elif isinstance(data, Mapping):
+        given = data
+    else:
+        given = {artifact.inputs[0].name: data}
+    names = {p.name for p in artifact.inputs}
+    if given.keys() != names:
+        raise VerifyError(f"data is for inputs {sorted(given)}; the artifact takes {sorted(names)}")
+    samples = {k: np.asarray(v, np.float32) for k, v in given.items()}
+    for port in artifact.inputs:
+        shape = samples[port.name].shape
+        if shape[1:] != port.shape[1:] or not shape[0]:
+            raise VerifyError(
+                f"data for {port.name!r} has shape {shape}; (samples, *{port.shape[1:]}) is needed"
+            )
+        if not np.isfinite(samples[port.name]).all():
+            raise VerifyError(f"data for {port.name!r} holds NaN or infinity")
+    return samples
+
+
+def _float_outputs(
+    artifact: Artifact,
+    reference: nn.Module | str | os.PathLike[str],
+    cases: Cases,
+    report: OnProgress,
+) -> Arrays:
+    """The float model's outputs, under the artifact's names, which the two list in the same order."""
+    source = Path(reference) if isinstance(reference, str | os.PathLike) else reference
+    try:
+        function = float_function(source)
+    except ExportError as error:
+        raise VerifyError(f"the reference cannot be run: {error}") from error
+    names = [p.name for p in artifact.inputs]
+
+    def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        results = function([inputs[n] for n in names])
+        if len(results) != len(artifact.outputs):
+            raise VerifyError(
+                f"the reference has {len(results)} outputs, the artifact {len(artifact.outputs)}"
+            )
+        return {p.name: r for p, r in zip(artifact.outputs, results, strict=True)}
+
+    try:
+        outputs = _run(run, cases, "float", report)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise VerifyError(f"the reference does not take this artifact's inputs: {error}") from error
+    for port in artifact.outputs:
+        if outputs[port.name].shape[1:] != port.shape[1:]:
+            raise VerifyError(
+                f"the reference gives {outputs[port.name].shape[1:]} where the artifact gives "
+                f"{port.shape[1:]} ({port.name!r}); is it the model this artifact was made from?"
+            )
+    return outputs
+
+
+def _run(
+    function: Callable[[Mapping[str, npt.NDArray[Any]]], Arrays], cases: Cases, step: str, report: OnProgress
+) -> Arrays:
+    parts: list[Arrays] = []
+    for start in range(0, len(cases), BATCH):
+        parts.append(function({n: v[start : start + BATCH] for n, v in cases.inputs.items()}))
+        report(Progress(step=f"verify: {step}", done=min(start + BATCH, len(cases)), total=len(cases)))
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _golden_check(artifact: Artifact, engine: Runner, *, exact: bool) -> Check:
+    inputs, expected = artifact.golden()
+    got = engine.run(inputs)
+    if exact:
+        return _bounded(
+            "golden", "golden vectors replayed, differing values", _differing(expected, got), 0, "values"
+        )
+    worst = max(float(np.abs(expected[n] - got[n]).max() / (np.ptp(expected[n]) or 1)) for n in expected)
+    return _bounded(
+        "golden",
+        "golden vectors replayed, largest share of the range",
+        worst,
+        GOLDEN_TOLERANCE,
+        "of the range",
+    )
+
+
+def _flip_check(flips: int, cases: int, bound: float) -> Check:
+    low, high = wilson_interval(flips, cases)
+    verdict: Verdict = "passed" if high <= bound else "failed" if low > bound else "cannot tell"
+    return Check(
+        name="flips",
+        what="predictions that differ from the float model's",
+        verdict=verdict,
+        value=flips / cases,
+        interval=(low, high),
+        bound=bound,
+        unit="of the cases",
+    )
+
+
+def _bounded(name: str, what: str, value: float, bound: float, unit: str) -> Check:
+    verdict: Verdict = "passed" if value <= bound else "failed"
+    return Check(name=name, what=what, verdict=verdict, value=value, interval=None, bound=bound, unit=unit)
+
+
+def _at_least(name: str, what: str, value: float, bound: float, unit: str) -> Check:
+    verdict: Verdict = "passed" if value >= bound else "failed"
+    return Check(name=name, what=what, verdict=verdict, value=value, interval=None, bound=bound, unit=unit)
+
+
+def _differing(expected: Mapping[str, npt.NDArray[Any]], got: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Number of values that differ in any bit."""
+    return sum(
+        int(np.count_nonzero(expected[n].view(np.uint32) != np.ascontiguousarray(got[n]).view(np.uint32)))
+        for n in expected
+    )
+
+
+def _flips(expected: Arrays, got: Arrays) -> int | None:
+    name = next(iter(expected))
+    if len(expected) != 1 or expected[name].ndim != 2 or expected[name].shape[1] < 2:
+        return None
+    return int(np.count_nonzero(expected[name].argmax(1) != got[name].argmax(1)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
