@@ -200,10 +200,9 @@ def _bind(plan: ir.Plan, inputs: Mapping[str, Float32Array]) -> dict[int, Float3
     for name, number in wanted.items():
         if name not in inputs:
             raise ValueError(f"input {name!r} is missing")
-        array, shape = inputs[name], plan.tensors[number].shape
-        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-            found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"input {name!r} is {found}, a float32 array is needed")
+        array, shape = np.asarray(inputs[name]), plan.tensors[number].shape
+        if array.dtype != np.float32:
+            raise ValueError(f"input {name!r} is {array.dtype}, a float32 array is needed")
         if array.ndim and samples is None:
             samples = len(array)
         if array.shape != (samples, *shape) or samples == 0:

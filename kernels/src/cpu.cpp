@@ -1,0 +1,38 @@
+#include "cpu.h"
+
+#include <cstdlib>
+
+#include "errors.h"
+
+namespace edgewright {
+
+const std::vector<const Kernels*>& usable_paths() {
+  static const std::vector<const Kernels*> paths = [] {
+    std::vector<const Kernels*> found;
+#if defined(EDGEWRIGHT_AVX2)
+    // Both ask cpuid, and whether the operating system saves the wide registers.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels());
+#endif
+    found.push_back(&scalar_kernels());
+    return found;
+  }();
+  return paths;
+}
+
+const Kernels& choose_path(const std::string& wanted) {
+  std::string name = wanted, from = "cpu=";
+  if (name.empty()) {
+    const char* forced = std::getenv("EDGEWRIGHT_CPU");
+    if (forced == nullptr || *forced == '\0') return *usable_paths().front();
+    name = forced;
+    from = "EDGEWRIGHT_CPU=";
+  }
+  std::string usable;
+  for (const Kernels* path : usable_paths()) {
+    if (name == path->name) return *path;
+    usable += (usable.empty() ? "" : ", ") + std::string(path->name);
+  }
+  throw UnsupportedError(from + name + ": this machine has no such path; it has " + usable);
+}
+
+}  // namespace edgewright

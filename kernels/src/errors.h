@@ -1,0 +1,18 @@
+// Errors of the engine; the binding turns them into the Python ones of the same name.
+#pragma once
+
+#include <stdexcept>
+
+namespace edgewright {
+
+// A plan, or the weights it points to, is damaged; the message names the place.
+struct PlanError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The plan is well formed but needs an operator, version or CPU path that is not here.
+struct UnsupportedError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace edgewright

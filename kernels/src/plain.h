@@ -1,0 +1,105 @@
+// Operators whose plain loops the compiler vectorises well. Each path includes this file and so has its own
+// copies, compiled with its own flags (see requantize.h for why they are static).
+#pragma once
+
+#include <cstring>
+
+#include "kernels.h"
+#include "requantize.h"
+
+namespace edgewright {
+namespace {
+
+// The taps `first <= k < last` of one axis that lie inside the image for output number `o`.
+struct Inside {
+  int64_t start, first, last;  // tap k lies at start + k * dilation
+};
+
+[[maybe_unused]] inline Inside taps_inside(const Sliding& at, int axis, int64_t o) {
+  const int64_t start = o * at.stride[axis] - at.before[axis];
+  const int64_t step = at.dilation[axis], size = at.in[axis], count = at.kernel[axis];
+  int64_t first = start < 0 ? (-start + step - 1) / step : 0;
+  int64_t last = start < size ? (size - 1 - start) / step + 1 : 0;
+  if (last > count) last = count;
+  if (first > last) first = last;
+  return {start, first, last};
+}
+
+[[maybe_unused]] inline void plain_quantize(const float* x, int64_t count, float scale, int32_t zero_point,
+                                            uint8_t* y) {
+  const float low = static_cast<float>(-zero_point), high = static_cast<float>(255 - zero_point);
+  // Adding 1.5 * 2^23 leaves no fraction bits: the FPU itself rounds, half to even.
+  constexpr float kRound = 12582912.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    float steps = x[i] / scale;
+    steps = steps == steps ? steps : 0.0f;
+    steps = steps < low ? low : steps;
+    steps = steps > high ? high : steps;
+    y[i] = static_cast<uint8_t>(static_cast<int32_t>((steps + kRound) - kRound) + zero_point);
+  }
+}
+
+[[maybe_unused]] inline void plain_dequantize(const uint8_t* x, int64_t count, float scale,
+                                              int32_t zero_point, float* y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = static_cast<float>(x[i] - zero_point) * scale;
+}
+
+[[maybe_unused]] inline void plain_max_pool(const Sliding& at, const uint8_t* x, uint8_t* y) {
+  const int64_t channels = at.in_channels;
+  for (int64_t oy = 0; oy < at.out[0]; ++oy) {
+    const Inside rows = taps_inside(at, 0, oy);
+    for (int64_t ox = 0; ox < at.out[1]; ++ox, y += channels) {
+      const Inside columns = taps_inside(at, 1, ox);
+      std::memset(y, 0, static_cast<size_t>(channels));
+      for (int64_t r = rows.first; r < rows.last; ++r) {
+        for (int64_t c = columns.first; c < columns.last; ++c) {
+          const int64_t iy = rows.start + r * at.dilation[0], ix = columns.start + c * at.dilation[1];
+          const uint8_t* __restrict seen = x + (iy * at.in[1] + ix) * channels;
+          uint8_t* __restrict best = y;
+          for (int64_t i = 0; i < channels; ++i) best[i] = seen[i] > best[i] ? seen[i] : best[i];
+        }
+      }
+    }
+  }
+}
+
+[[maybe_unused]] inline void plain_average_pool(const Sliding& at, int32_t zero_point, const Scaling& to,
+                                                const uint8_t* x, uint8_t* y) {
+  constexpr int64_t kBlock = 64;  // channels summed at a time, on the stack
+  const int64_t channels = at.in_channels;
+  for (int64_t oy = 0; oy < at.out[0]; ++oy) {
+    const Inside rows = taps_inside(at, 0, oy);
+    for (int64_t ox = 0; ox < at.out[1]; ++ox, y += channels) {
+      const Inside columns = taps_inside(at, 1, ox);
+      const int64_t seen = (rows.last - rows.first) * (columns.last - columns.first);
+      for (int64_t from = 0; from < channels; from += kBlock) {
+        const int64_t count = channels - from < kBlock ? channels - from : kBlock;
+        int32_t sum[kBlock] = {};
+        for (int64_t r = rows.first; r < rows.last; ++r) {
+          for (int64_t c = columns.first; c < columns.last; ++c) {
+            const int64_t iy = rows.start + r * at.dilation[0], ix = columns.start + c * at.dilation[1];
+            const uint8_t* __restrict at_tap = x + (iy * at.in[1] + ix) * channels + from;
+            for (int64_t i = 0; i < count; ++i) sum[i] += at_tap[i];
+          }
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t value = requantize(sum[i] - seen * zero_point, to.multiplier[0], to.shift[0]);
+          y[from + i] = saturate(value + to.zero_point, to.low, to.high);
+        }
+      }
+    }
+  }
+}
+
+[[maybe_unused]] inline void plain_add(const Addition& op, const uint8_t* a, const uint8_t* b, int64_t count,
+                                       uint8_t* y) {
+  const int64_t ma = op.multiplier[0], mb = op.multiplier[1];
+  const int64_t half = (int64_t{1} << (op.shift - 1)) - op.zero_point[0] * ma - op.zero_point[1] * mb;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t value = (a[i] * ma + b[i] * mb + half) >> op.shift;
+    y[i] = saturate(value + op.scaling.zero_point, op.scaling.low, op.scaling.high);
+  }
+}
+
+}  // namespace
+}  // namespace edgewright
