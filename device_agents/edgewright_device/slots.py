@@ -3,7 +3,7 @@
     DIRECTORY/
       journal.json   the only truth (journal.py); replaced atomically
       a/  b/         the two slots; what the journal does not name is rubbish, removed at the next start
-      filling/       a release on its way into a slot
+      filling/       work in progress, a release on its way into a slot
       lock           held by the one process that may write
 
 The power may fail on any line. What is promised then: the confirmed release is untouched, and the new one is
@@ -141,7 +141,8 @@ class Slots:
         """Puts a release into the inactive slot, complete or not at all; what was there is given up.
 
         Args:
-            fill: Makes the folder it is given, which does not exist, and writes the release into it.
+            fill: Makes the folder it is given, which does not exist, and writes the release into it. What it
+                puts beside that folder is removed.
             release: What it writes.
             size_bytes: How much it writes.
 
@@ -160,18 +161,21 @@ class Slots:
         try:
             self._give_up(slot)
             self._disk.remove_tree(filling)
-            fill(filling)
-            self._sync_tree(filling)
-            self._disk.rename(filling, self.path(slot))
+            filling.mkdir()
+            made = filling / "release"
+            fill(made)
+            self._sync_tree(made)
+            self._disk.rename(made, self.path(slot))
             self._disk.sync(self.directory)
             self._save(self._journal.holding(slot, release))
         except Exception as error:
-            self._remove_quietly(filling)
             with suppress(OSError, SlotError):
                 self._give_up(slot)
             if _is_disk_full(error):
                 raise self._full(what, size_bytes, self._disk.free_bytes(self.directory)) from error
             raise
+        finally:
+            self._remove_quietly(filling)
         return slot
 
     def begin_trial(self, deployment: str | None = None) -> None:

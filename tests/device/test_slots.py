@@ -80,7 +80,7 @@ class CutDisk(Disk):
 
     def _cut(self) -> bool:
         self.operations += 1
-        if self.operations == self.cut and not self.half:
+        if self.operations > self.cut or (self.operations == self.cut and not self.half):
             raise PowerCut
         return self.operations == self.cut
 
@@ -128,8 +128,8 @@ class CutDisk(Disk):
     def lose(self, how: str) -> None:
         """Takes away what no sync has put on the disk.
 
-        `how` is "kept" (nothing is lost), "lost" (all of it) or "reordered" (only the oldest rename: a disk may write
-        a later one first).
+        `how` is "kept" (nothing is lost), "lost" (all of it) or "reordered" (only the oldest rename: a disk
+        may write a later one first).
         """
         if how == "reordered" and self.renames:
             source, target, old = self.renames[0]
@@ -143,6 +143,7 @@ class CutDisk(Disk):
         for file in self.entries:
             file.unlink(missing_ok=True)
         for source, target, old in reversed(self.renames):
+            source.parent.mkdir(exist_ok=True)
             target.replace(source)
             if old is not None:
                 target.write_bytes(old)
