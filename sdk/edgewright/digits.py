@@ -84,17 +84,18 @@ class Teacher(nn.Module):
         super().__init__()
         self.stem = _conv(1, 32)
         self.widen = _conv(32, 64)
-        self.residual1 = _Residual(64)
         self.pool = nn.MaxPool2d(2)
+        self.residual1 = _Residual(64)
         self.widen2 = _conv(64, 128)
+        self.pool2 = nn.AvgPool2d(2)
         self.residual2 = _Residual(128)
         self.average = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(128, 10)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Returns logits (N, 10)."""
-        x_NCHW = self.residual1(self.widen(self.stem(x_NCHW)))
-        x_NCHW = self.residual2(self.widen2(self.pool(x_NCHW)))
+        x_NCHW = self.residual1(self.pool(self.widen(self.stem(x_NCHW))))
+        x_NCHW = self.residual2(self.pool2(self.widen2(x_NCHW)))
         logits: Tensor = self.head(torch.flatten(self.average(x_NCHW), 1))
         return logits
 

@@ -1,0 +1,104 @@
+"""Compression: distil, prune, fine-tune, as a recipe says."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from edgewright.data import Batch, Data
+from edgewright.distill import distill
+from edgewright.errors import CompressError, DataError
+from edgewright.progress import OnProgress
+from edgewright.prune import prune
+from edgewright.recipe import Distill, Recipe
+from edgewright.train import check_fit, device_of, evaluating, tensors, train
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    data: Data,
+    teacher: nn.Module | None = None,
+    progress: OnProgress | None = None,
+) -> nn.Module:
+    """Makes a smaller model, step by step: distil, prune, fine-tune. Quantization comes with `export`.
+
+    Args:
+        model: A classifier: takes a batch of inputs, gives logits (N, classes). It is not changed. Where the
+            recipe distils, this is the student, trained or not.
+        recipe: Which steps to take, and how.
+        data: What to learn from, and to measure on.
+        teacher: A trained model with the same classes. A recipe that distils needs it, and fine-tuning learns
+            from it too, if it is given (with `recipe.distill`, or that part's defaults). It is not changed.
+        progress: Told a few times in each epoch. An exception that it raises cancels the work.
+
+    Returns:
+        The compressed copy, in eval mode. The same arguments, threads and machine give the same bits, and the
+        global state of torch's random numbers stays as it was.
+
+    Raises:
+        DataError: The data is empty or damaged, or does not fit the model.
+        CompressError: A model holds NaN, has no teacher though the recipe distils, cannot be pruned, or
+            training diverged.
+    """
+    if recipe.distill is not None and teacher is None:
+        raise CompressError(
+            f"recipe {recipe.name!r} distils, which needs a teacher: "
+            f"give one, or leave out the recipe's [distill] section"
+        )
+    _check_weights(model, "model")
+    if teacher is not None:
+        _check_weights(teacher, "teacher")
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(recipe.seed)  # for a DataLoader that shuffles
+        return _take_steps(model, recipe, data, teacher, progress)
+
+
+def _take_steps(
+    model: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None, progress: OnProgress | None
+) -> nn.Module:
+    _check_data(model, data.train, "training")
+    example = _check_data(model, data.validation, "validation")
+    small = copy.deepcopy(model)
+    if recipe.distill is not None and teacher is not None:
+        small = distill(small, teacher, data, recipe.distill, seed=recipe.seed, progress=progress)
+    if recipe.prune is not None:
+        small = prune(small, recipe.prune, example, batches=data.train, progress=progress)
+    if recipe.finetune is not None and teacher is not None:
+        small = distill(
+            small,
+            teacher,
+            data,
+            recipe.distill or Distill(),
+            training=recipe.finetune,
+            seed=recipe.seed,
+            step="finetune",
+            progress=progress,
+        )
+    elif recipe.finetune is not None:
+        small = train(small, data, recipe.finetune, seed=recipe.seed, step="finetune", progress=progress)
+    return small.eval()
+
+
+def _check_weights(model: nn.Module, role: str) -> None:
+    for name, each in model.state_dict().items():
+        if each.is_floating_point() and not each.isfinite().all():
+            raise CompressError(f"the {role}'s weights are damaged: {name!r} holds NaN or infinity")
+
+
+def _check_data(model: nn.Module, batches: Iterable[Batch], part: str) -> torch.Tensor:
+    """Tries the first batch on the model, and returns its inputs."""
+    for batch in batches:
+        inputs, labels = tensors(batch, device_of(model))
+        try:
+            with evaluating(model), torch.no_grad():
+                logits = model(inputs)
+        except RuntimeError as error:
+            raise DataError(
+                f"the model cannot take the {part} inputs, of shape {tuple(inputs.shape)}: {error}"
+            ) from error
+        check_fit(logits, labels)
+        return inputs
+    raise DataError(f"the {part} data is empty")
