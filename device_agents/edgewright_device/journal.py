@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from edgewright_device.errors import SlotError
 
@@ -203,7 +203,7 @@ def _failure(value: Any) -> Failure | None:
 def _slot(value: object) -> SlotName | None:
     if value is not None and value not in SLOT_NAMES:
         raise ValueError(f"{value!r} is not a slot")
-    return cast(SlotName | None, value)
+    return value
 
 
 def _text(value: object) -> str:

@@ -90,6 +90,22 @@ def tiny_artifact(
     )
 
 
+def rewrite_golden(
+    artifact: Artifact, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, npt.NDArray[Any]]
+) -> Artifact:
+    """The same artifact with other golden vectors."""
+    files = {name: artifact.read(name) for name in artifact.files}
+    return write_artifact(
+        artifact.path,
+        name=artifact.name,
+        producer=artifact.producer,
+        targets=artifact.targets,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        files={**files, "golden.npz": encode_golden(inputs, outputs)},
+    )
+
+
 def samples(count: int, *, seed: int = 1) -> npt.NDArray[np.float32]:
     """Inputs on the quantizer's grid, well inside its range."""
     integers = np.random.default_rng(seed).integers(-100, 100, (count, FEATURES))
