@@ -93,6 +93,7 @@ class Agent:
         now: The time.
         random: Numbers in [0, 1), for jitter.
         on_event: Told of each event as it happens.
+        on_progress: Told of bytes done and bytes in all, of a download and then of its unpacking.
         on_release: Given the runner of the confirmed release, at start and after each change.
 
     Raises:
@@ -112,6 +113,7 @@ class Agent:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[], float] = _random.random,
         on_event: Callable[[Event], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
         on_release: Callable[[Runner, SlotRelease], None] | None = None,
     ) -> None:
         self.slots = Slots(directory, now=now)
@@ -126,6 +128,7 @@ class Agent:
         self._now = now
         self._random = random
         self._on_event = on_event
+        self._on_progress = on_progress
         self._on_release = on_release
         self._events: list[Event] = []
         self._misses = 0
@@ -352,9 +355,11 @@ class Agent:
             reason=reason,
         )
 
-    def _watch(self, done: int, total: int) -> None:  # noqa: ARG002  the signature of a progress callback
+    def _watch(self, done: int, total: int) -> None:
         if self._stop.is_set():
             raise _StoppedError
+        if self._on_progress is not None:
+            self._on_progress(done, total)
 
     def _emit(self, event: EventKind, **about: object) -> None:
         at = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
