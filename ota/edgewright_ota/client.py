@@ -75,7 +75,9 @@ class Client:
             durable.make_folders(self._metadata)
             durable.make_folders(self._downloads)
         if root is None and not (self._metadata / "root.json").exists():
-            raise TrustError(f"{directory}: no trusted root; give the root.json that the publisher handed out")
+            raise TrustError(
+                f"{directory}: no trusted root; give the root.json that the publisher handed out"
+            )
         with self._translated(self._metadata):
             self._updater()
 
@@ -106,7 +108,9 @@ class Client:
             release = parse_release(data)
             release = release.with_packages(packages_of(path, entry, updater.get_targetinfo))
         if (release.name, release.version) != (name, version):
-            raise TrustError(f"{name} {version}: its release.json is that of {release.name} {release.version}")
+            raise TrustError(
+                f"{name} {version}: its release.json is that of {release.name} {release.version}"
+            )
         return release
 
     def download(self, release: Release, package: Package, progress: Progress | None = None) -> Path:
@@ -126,7 +130,9 @@ class Client:
             PackageError: The disk does not take it.
         """
         if package.size_bytes > MAX_TOTAL_BYTES:
-            raise TrustError(f"{package.filename}: {package.size_bytes} bytes are more than any package may have")
+            raise TrustError(
+                f"{package.filename}: {package.size_bytes} bytes are more than any package may have"
+            )
         path = f"{release.name}/{release.version}/{package.filename}"
         entry = TargetFile(package.size_bytes, {"sha256": package.sha256}, path)
         final = self._downloads / f"{package.sha256}.ewpk"
@@ -151,7 +157,9 @@ class Client:
     def _receive(self, entry: TargetFile, part: Path, progress: Progress | None) -> None:
         free = shutil.disk_usage(self._downloads).free
         if free < entry.length:
-            raise PackageError(f"{self._downloads}: {entry.length} bytes are needed, {free} are free; free some")
+            raise PackageError(
+                f"{self._downloads}: {entry.length} bytes are needed, {free} are free; free some"
+            )
         try:
             self._fetcher.resume(self._url(entry), part, entry.length, progress)
         except DownloadLengthMismatchError:
@@ -193,7 +201,9 @@ class Client:
         except LengthOrHashMismatchError as error:
             raise TrustError(f"{self._metadata_url}: was tampered with: {error}") from error
         except TufError as error:
-            raise TrustError(f"{self._metadata_url}: cannot be trusted: {error or type(error).__name__}") from error
+            raise TrustError(
+                f"{self._metadata_url}: cannot be trusted: {error or type(error).__name__}"
+            ) from error
         except DownloadLengthMismatchError as error:
             raise TrustError(f"{self._metadata_url}: sends more than was signed: {error}") from error
         except DownloadHTTPError as error:

@@ -75,7 +75,10 @@ class DdiClient:
     ) -> None:
         self._base = f"{base_url.rstrip('/')}/{quote(tenant, safe='')}/controller/v1/{quote(device, safe='')}"
         kind = "GatewayToken" if gateway else "TargetToken"
-        self._headers = {"Authorization": f"{kind} {token}", "Accept": "application/hal+json, application/json"}
+        self._headers = {
+            "Authorization": f"{kind} {token}",
+            "Accept": "application/hal+json, application/json",
+        }
         self._pool = http or new_pool()
         self._etag: str | None = None
         self._last: tuple[int, str | None, bool] = (60, None, False)

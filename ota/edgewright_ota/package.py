@@ -132,7 +132,9 @@ def unpack(
     try:
         free = shutil.disk_usage(out.parent).free
         if free < release.size_bytes:
-            raise PackageError(f"{out.parent}: {release.size_bytes} bytes are needed, {free} are free; free some")
+            raise PackageError(
+                f"{out.parent}: {release.size_bytes} bytes are needed, {free} are free; free some"
+            )
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:200]}.") as name:
             work = Path(name) / "files"
             work.mkdir()
@@ -143,7 +145,9 @@ def unpack(
         raise PackageError(f"{package} cannot be unpacked to {out}: {error}") from error
 
 
-def _rebuild(package: Path, release: Release, work: Path, base: Path | None, progress: Progress | None) -> None:
+def _rebuild(
+    package: Path, release: Release, work: Path, base: Path | None, progress: Progress | None
+) -> None:
     with package.open("rb") as file:
         try:
             head = _read_head(file, release)

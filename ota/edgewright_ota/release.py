@@ -243,7 +243,12 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _parse_file(row: object, index: int) -> ReleaseFile:
-    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[2], str):
+    if (
+        not isinstance(row, list)
+        or len(row) != 3
+        or not isinstance(row[0], str)
+        or not isinstance(row[2], str)
+    ):
         raise ReleaseError(f"release.json: file {index} must be [path, size, sha256]")
     return ReleaseFile(path=row[0], size_bytes=_integer(row[1], f"size of file {index}"), sha256=row[2])
 

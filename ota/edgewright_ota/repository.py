@@ -79,7 +79,9 @@ class Repository:
         repository = cls(Path(path), now)
         if not repository._timestamp_path.exists():
             if not create:
-                raise RepositoryError(f"{path}: is not a repository; make one with `edgewright-ota init {path}`")
+                raise RepositoryError(
+                    f"{path}: is not a repository; make one with `edgewright-ota init {path}`"
+                )
             try:
                 durable.make_folders(repository.path)
                 with repository._locked():
@@ -229,8 +231,9 @@ class Repository:
                 return False
             root = self._load_root()
             if renew:
-                snapshot.version += 1
+                snapshot.version = self._next_version("snapshot")
                 self._write_signed(snapshot, SNAPSHOT_LIFETIME, self._signer("snapshot", root))
+            timestamp.version += 1
             self._write_timestamp(timestamp, snapshot, self._signer("timestamp", root))
             return True
 
@@ -248,7 +251,7 @@ class Repository:
         snapshot = Snapshot(version=1, expires=self._expiry(SNAPSHOT_LIFETIME))
         snapshot.meta["targets.json"] = self._describe("1.targets.json", 1)
         self._write_signed(snapshot, SNAPSHOT_LIFETIME, signers["snapshot"])
-        timestamp = Timestamp(version=0, expires=self._expiry(TIMESTAMP_LIFETIME))
+        timestamp = Timestamp(version=1, expires=self._expiry(TIMESTAMP_LIFETIME))
         self._write_timestamp(timestamp, snapshot, signers["timestamp"])
 
     def _put_in_force(self, release: Release, signers: Mapping[str, Any]) -> None:
@@ -266,12 +269,13 @@ class Repository:
         for package in release.packages:
             path = f"{prefix}/{package.filename}"
             targets.targets[path] = TargetFile(package.size_bytes, {"sha256": package.sha256}, path)
-        targets.version += 1
+        targets.version = self._next_version("targets")
         self._write_signed(targets, TARGETS_LIFETIME, signers["targets"])
-        snapshot.version += 1
+        snapshot.version = self._next_version("snapshot")
         name = f"{targets.version}.targets.json"
         snapshot.meta["targets.json"] = self._describe(name, targets.version)
         self._write_signed(snapshot, SNAPSHOT_LIFETIME, signers["snapshot"])
+        timestamp.version += 1
         self._write_timestamp(timestamp, snapshot, signers["timestamp"])
 
     def _renew_root(self, signer: Any) -> None:
@@ -290,7 +294,9 @@ class Repository:
             pack(files, release, made, base=base_files, progress=_part(progress, 0, 2))
             unpack(made, release, work / "proof", base=base_files, progress=_part(progress, 1, 2))
             filename = delta_filename(base_version) if base_version else FULL
-            target = TargetFile.from_file(f"{release.name}/{release.version}/{filename}", str(made), ["sha256"])
+            target = TargetFile.from_file(
+                f"{release.name}/{release.version}/{filename}", str(made), ["sha256"]
+            )
             digest = target.hashes["sha256"]
             durable.move_file(made, self._content_path(target.path, digest))
         return Package(filename=filename, base=base_version, size_bytes=target.length, sha256=digest)
@@ -349,7 +355,6 @@ class Repository:
         return keys.load_key(self.keys_path, role, _public_key(root, role))
 
     def _write_timestamp(self, timestamp: Timestamp, snapshot: Snapshot, signer: Any) -> None:
-        timestamp.version += 1
         timestamp.snapshot_meta = self._describe(f"{snapshot.version}.snapshot.json", snapshot.version)
         self._write_signed(timestamp, TIMESTAMP_LIFETIME, signer)
 
@@ -360,7 +365,9 @@ class Repository:
         name = f"{signed.type}.json" if signed.type == "timestamp" else f"{signed.version}.{signed.type}.json"
         data = metadata.to_bytes(JSONSerializer(compact=True, validate=True))
         if len(data) > MAX_METADATA_BYTES:
-            raise RepositoryError(f"{self.path}: {name} would be too large for clients; start another repository")
+            raise RepositoryError(
+                f"{self.path}: {name} would be too large for clients; start another repository"
+            )
         durable.write_file(self.metadata_path / name, data)
 
     def _describe(self, name: str, version: int) -> MetaFile:
@@ -373,11 +380,17 @@ class Repository:
     def _timestamp_path(self) -> Path:
         return self.metadata_path / "timestamp.json"
 
+    def _next_version(self, role: str) -> int:
+        """One above every version on disk: a publish that was cut off may have left one that is not in force."""
+        return 1 + max(int(p.name.split(".")[0]) for p in self.metadata_path.glob(f"[0-9]*.{role}.json"))
+
     def _root_path(self) -> Path:
-        found = [(int(p.name.split(".")[0]), p) for p in self.metadata_path.glob("[0-9]*.root.json")]
-        if not found:
-            raise RepositoryError(f"{self.metadata_path}: has no root.json; restore it from a backup")
-        return max(found)[1]
+        try:
+            return self.metadata_path / f"{self._next_version('root') - 1}.root.json"
+        except ValueError:
+            raise RepositoryError(
+                f"{self.metadata_path}: has no root.json; restore it from a backup"
+            ) from None
 
     def _load_root(self) -> Root:
         return self._load(self._root_path(), Root)
@@ -402,9 +415,7 @@ class Repository:
         return signed
 
 
-def _pick_base(
-    earlier: tuple[Release, ...], version: str, wanted: str | None
-) -> Release | None:
+def _pick_base(earlier: tuple[Release, ...], version: str, wanted: str | None) -> Release | None:
     if wanted is None:
         return None
     if wanted == "latest":

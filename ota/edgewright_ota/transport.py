@@ -121,7 +121,9 @@ class Fetcher(FetcherInterface):
             with part.open("ab" if response.status == 206 else "wb") as file:
                 for block in self._steps(url, response):
                     if file.tell() + len(block) > size_bytes:
-                        raise DownloadLengthMismatchError(f"{url}: sends more than the {size_bytes} bytes signed")
+                        raise DownloadLengthMismatchError(
+                            f"{url}: sends more than the {size_bytes} bytes signed"
+                        )
                     file.write(block)
                     if progress:
                         progress(file.tell(), size_bytes)
