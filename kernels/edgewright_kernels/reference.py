@@ -61,8 +61,7 @@ def trace(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Float32Array]) ->
         PlanError: The plan breaks a rule, or the weights do not belong to it.
         ValueError: An input is missing, unknown, or of the wrong shape or dtype.
     """
-    ir.check(plan)
-    parameters = _parameters(plan, weights)
+    parameters = check_weights(plan, weights)
     values: dict[int, Value] = dict(_bind(plan, inputs))
     for i, op in enumerate(plan.ops):
         x = values[ir.tensor_inputs(op)[0]]
@@ -192,9 +191,6 @@ def _add(a: Int64Array, b: Int64Array, rescale: ir.Rescale, y: ir.Tensor) -> UIn
 def _bind(plan: ir.Plan, inputs: Mapping[str, Float32Array]) -> dict[int, Float32Array]:
     """Checks the caller's arrays; tensor number to array."""
     wanted = {plan.tensors[t].name: t for t in plan.inputs}
-    for name in inputs:
-        if name not in wanted:
-            raise ValueError(f"unknown input {name!r}; the plan's inputs are {sorted(wanted)}")
     bound: dict[int, Float32Array] = {}
     samples: int | None = None
     for name, number in wanted.items():
@@ -209,11 +205,26 @@ def _bind(plan: ir.Plan, inputs: Mapping[str, Float32Array]) -> dict[int, Float3
             needed = ", ".join(str(d) for d in ("N", *shape))
             raise ValueError(f"input {name!r} has shape {array.shape}, ({needed}) with one N >= 1 is needed")
         bound[number] = array
+    for name in inputs:
+        if name not in wanted:
+            raise ValueError(f"unknown input {name!r}; the plan has {', '.join(map(repr, wanted))}")
     return bound
 
 
-def _parameters(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array, Int64Array]]:
-    """Weight and bias of every operator that has them, by its number, checked."""
+def check_weights(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array, Int64Array]]:
+    """Holds a plan to its rules, and its weights to theirs: none is -128, no accumulator can leave 32 bits.
+
+    An accumulator is bounded by the sum of its |weights| times 255, plus its |bias| after the zero point of
+    the input is folded in.
+
+    Returns:
+        Weight and bias of every operator that has them, by its number: (O, I, kernel height, kernel width) or
+        (O, I), and (O,).
+
+    Raises:
+        PlanError: A rule is broken; the message names the tensor, or the operator and output channel.
+    """
+    ir.check(plan)
     data = memoryview(weights).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
     if len(data) != plan.weights_bytes:
         raise PlanError(f"the weights have {len(data)} bytes, the plan was made for {plan.weights_bytes}")

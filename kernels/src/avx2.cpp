@@ -346,7 +346,8 @@ void depthwise_pixel(const Convolution& op, const uint8_t* packed, const uint8_t
       first = _mm256_add_epi32(first, _mm256_madd_epi16(low, load(weight)));
       second = _mm256_add_epi32(second, _mm256_madd_epi16(high, load(weight + 32)));
     }
-    const __m256i words = _mm256_packs_epi32(requantize8(first, channels[0]), requantize8(second, channels[1]));
+    const __m256i words =
+        _mm256_packs_epi32(requantize8(first, channels[0]), requantize8(second, channels[1]));
     store(y + from, clamp(narrow(words), op.scaling), used);
   }
 }

@@ -23,8 +23,11 @@ class View {
   View() = default;
   View(const View&) = delete;
   View& operator=(const View&) = delete;
-  ~View() {
+  ~View() { release(); }
+
+  void release() {
     if (held_) PyBuffer_Release(&view_);
+    held_ = false;
   }
 
   // False, with no Python error set, where the object has no such buffer.
@@ -34,6 +37,7 @@ class View {
     return held_;
   }
   const Py_buffer* operator->() const { return &view_; }
+  const Py_buffer& operator*() const { return view_; }
 
  private:
   Py_buffer view_{};
@@ -59,7 +63,7 @@ bool is_float32(const Py_buffer& view) {
 
 class BoundEngine {
  public:
-  BoundEngine(nb::handle plan, nb::handle weights, const std::string& cpu) : names_() {
+  BoundEngine(nb::handle plan, nb::handle weights, const std::string& cpu) {
     View plan_view, weights_view;
     if (!plan_view.take(plan, PyBUF_SIMPLE)) throw nb::type_error("plan is not a contiguous buffer");
     if (!weights_view.take(weights, PyBUF_SIMPLE)) throw nb::type_error("weights is not a contiguous buffer");
@@ -126,12 +130,11 @@ class BoundEngine {
     }
     if (!view.take(found, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) ||
         reinterpret_cast<uintptr_t>(view->buf) % alignof(float) != 0) {
-      view.~View();
-      new (&view) View();
+      view.release();
       const nb::object copy = array_(nb::handle(found), nb::arg("order") = "C");
       if (!view.take(copy, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) refuse_type(where, found);
     }
-    if (!is_float32(*view.operator->())) refuse_type(where, found);
+    if (!is_float32(*view)) refuse_type(where, found);
     const int rank = static_cast<int>(tensor.shape.size());
     bool same = view->ndim == rank + 1 && view->shape[0] >= 1;
     for (int d = 0; same && d < rank; ++d) same = view->shape[d + 1] == tensor.shape[static_cast<size_t>(d)];
@@ -150,15 +153,20 @@ class BoundEngine {
   }
 
   [[noreturn]] void refuse_unknown(const nb::dict& inputs) const {
-    const size_t n_inputs = engine_->plan().inputs.size();
+    const Plan& plan = engine_->plan();
+    std::string known;
+    for (const uint32_t port : plan.inputs) {
+      known += (known.empty() ? "'" : ", '") + plan.tensors[port].name + "'";
+    }
     for (const auto& [name, value] : inputs) {
-      bool known = false;
-      for (size_t i = 0; i < n_inputs; ++i) known = known || names_[i].equal(name);
-      if (!known) {
-        throw nb::value_error(("unknown input " + nb::cast<std::string>(nb::repr(name))).c_str());
+      bool found = false;
+      for (size_t i = 0; i < plan.inputs.size(); ++i) found = found || names_[i].equal(name);
+      if (!found) {
+        const std::string shown = nb::cast<std::string>(nb::repr(name));
+        throw nb::value_error(("unknown input " + shown + "; the plan has " + known).c_str());
       }
     }
-    throw nb::value_error("more inputs than the plan has");
+    throw nb::value_error(("more inputs than the plan has: " + known).c_str());
   }
 
   static nb::object shape_tuple(Py_ssize_t samples, const Tensor& tensor) {
