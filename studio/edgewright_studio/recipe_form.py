@@ -1,0 +1,262 @@
+"""The recipe as a form, with the SDK's own messages under the fields that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import edgewright as ew
+from PySide6.QtCore import QEvent, QObject, Signal
+from PySide6.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFormLayout,
+    QFrame,
+    QLineEdit,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from edgewright_studio.page import card, label, restyle
+from edgewright_studio.recipe_fields import FormField, Part, Values, make_recipe, parts, problem_in, values_of
+from edgewright_studio.results import write_text
+
+_MOST = 2**31 - 1
+
+
+class RecipeForm(QWidget):
+    """Edits a recipe.
+
+    Attributes:
+        changed: Some value changed; ask `problem` and `recipe`.
+        explained: (title, help) of the field that has the focus.
+    """
+
+    changed = Signal()
+    explained = Signal(str, str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = "recipe"
+        self._sections = [_Section(part) for part in parts()]
+        self._seed = QSpinBox()
+        self._seed.setRange(0, _MOST)
+        self._seed.setAccessibleName("Seed")
+        self._seed.valueChanged.connect(self.changed)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(12)
+        for section in self._sections:
+            section.changed.connect(self.changed)
+            section.explained.connect(self.explained)
+            column.addWidget(section)
+        frame = card()
+        form = _form(frame)
+        form.addRow(label("Seed", "muted"), self._seed)
+        column.addWidget(frame)
+
+    def set_recipe(self, recipe: ew.Recipe) -> None:
+        """Shows a recipe."""
+        self._name = recipe.name
+        self._seed.setValue(min(recipe.seed, _MOST))
+        values = values_of(recipe)
+        for section in self._sections:
+            section.set_values(values[section.part.name])
+        self.changed.emit()
+
+    def only(self, names: frozenset[str] | None) -> None:
+        """Shows only some parts; None shows all."""
+        for section in self._sections:
+            section.setVisible(names is None or section.part.name in names)
+
+    def problem(self) -> str:
+        """What is wrong, in one line; empty when nothing is."""
+        return next((text for s in self._sections if (text := s.problem)), "")
+
+    def recipe(self) -> ew.Recipe:
+        """The recipe as the form has it.
+
+        Raises:
+            ValueError: Something is wrong; `problem` says what.
+        """
+        values = {s.part.name: s.values() for s in self._sections}
+        return make_recipe(self._name, self._seed.value(), values)
+
+    def load(self, path: Path) -> None:
+        """Fills the form from a recipe file.
+
+        Raises:
+            RecipeError: The file is not a recipe; the message names the key.
+        """
+        self.set_recipe(ew.Recipe.from_toml(path))
+
+    def save(self, path: Path) -> None:
+        """Writes the form as a recipe file, whole or not at all.
+
+        Raises:
+            ValueError: The form holds a wrong value.
+            OSError: The file cannot be written.
+        """
+        write_text(path, self.recipe().to_toml())
+
+
+class _Section(QFrame):
+    """One part of the recipe."""
+
+    changed = Signal()
+    explained = Signal(str, str)
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.setProperty("role", "card")
+        self.part = part
+        self.problem = ""
+        self._unseen: Values = {}
+        self._inputs: dict[str, QWidget] = {}
+        self._errors: dict[str, QWidget] = {}
+        self._helps: dict[QObject, tuple[str, str]] = {}
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        self._switch: QCheckBox | None = None
+        if part.optional:
+            self._switch = QCheckBox(part.title)
+            self._switch.setProperty("role", "part")
+            self._switch.setChecked(True)
+            self._switch.toggled.connect(self._switched)
+            head: QWidget = self._switch
+        else:
+            head = label(part.title, "heading")
+        head.setContentsMargins(16, 12, 16, 0)
+        if self._switch is not None:
+            holder = QVBoxLayout()
+            holder.setContentsMargins(16, 12, 16, 10)
+            holder.addWidget(self._switch)
+            column.addLayout(holder)
+        else:
+            column.addWidget(head)
+        self._body = QWidget()
+        form = _form(self._body)
+        for each in part.fields:
+            self._add(form, each)
+        column.addWidget(self._body)
+
+    def set_values(self, values: Values | None) -> None:
+        if self._switch is not None:
+            self._switch.setChecked(values is not None)
+        if values is None:
+            return
+        shown = {f.name for f in self.part.fields}
+        self._unseen = {k: v for k, v in values.items() if k not in shown}
+        for each in self.part.fields:
+            _set_value(self._inputs[each.name], each, values[each.name])
+        self._check()
+
+    def values(self) -> Values | None:
+        if self._switch is not None and not self._switch.isChecked():
+            return None
+        return self._unseen | {f.name: _value(self._inputs[f.name], f) for f in self.part.fields}
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.FocusIn and watched in self._helps:
+            self.explained.emit(*self._helps[watched])
+        return False
+
+    def _add(self, form: QFormLayout, each: FormField) -> None:
+        widget = _input(each)
+        widget.setAccessibleName(f"{self.part.title}: {each.title}")
+        widget.setToolTip(each.help)
+        widget.installEventFilter(self)
+        self._helps[widget] = (each.title, each.help)
+        signal = {
+            QSpinBox: lambda w: w.valueChanged,
+            QComboBox: lambda w: w.currentIndexChanged,
+            QLineEdit: lambda w: w.textChanged,
+        }[type(widget)]
+        signal(widget).connect(self._changed)
+        error = label(role="bad", wrap=True)
+        error.hide()
+        holder = QWidget()
+        inner = QVBoxLayout(holder)
+        inner.setContentsMargins(0, 0, 0, 0)
+        inner.setSpacing(2)
+        inner.addWidget(widget)
+        inner.addWidget(error)
+        caption = label(each.title, "muted")
+        caption.setToolTip(each.help)
+        form.addRow(caption, holder)
+        self._inputs[each.name] = widget
+        self._errors[each.name] = error
+
+    def _switched(self, on: bool) -> None:
+        self._body.setVisible(on)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._check()
+        self.changed.emit()
+
+    def _check(self) -> None:
+        values = self.values()
+        found = None if values is None else problem_in(self.part, values)
+        self.problem = f"{self.part.title}, {found[0]}: {found[1]}" if found else ""
+        for name, error in self._errors.items():
+            wrong = found is not None and found[0] == name
+            if wrong and found is not None:
+                error.setText(found[1])  # type: ignore[attr-defined]
+            error.setVisible(wrong)
+            if isinstance(widget := self._inputs[name], QLineEdit):
+                restyle(widget, wrong="true" if wrong else "false")
+
+
+def _form(owner: QWidget) -> QFormLayout:
+    form = QFormLayout(owner)
+    form.setContentsMargins(16, 10, 16, 14)
+    form.setHorizontalSpacing(16)
+    form.setVerticalSpacing(8)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
+
+
+def _input(each: FormField) -> QWidget:
+    if each.kind == "int":
+        spin = QSpinBox()
+        spin.setRange(int(max(each.low, -_MOST)), int(min(each.high, _MOST)))
+        spin.setValue(int(each.default or 0))
+        return spin
+    if each.kind == "choice":
+        box = QComboBox()
+        box.addItems([str(c) for c in each.choices])
+        box.setCurrentIndex(each.choices.index(each.default))
+        return box
+    return QLineEdit(_number_text(each.default))
+
+
+def _set_value(widget: QWidget, each: FormField, value: Any) -> None:
+    if isinstance(widget, QSpinBox):
+        widget.setValue(value)
+    elif isinstance(widget, QComboBox):
+        widget.setCurrentIndex(each.choices.index(value))
+    elif isinstance(widget, QLineEdit):
+        widget.setText(_number_text(value))
+
+
+def _value(widget: QWidget, each: FormField) -> Any:
+    """What the field holds; text that is no number stays text, and the recipe says what is wrong with it."""
+    if isinstance(widget, QSpinBox):
+        return widget.value()
+    if isinstance(widget, QComboBox):
+        return each.choices[widget.currentIndex()]
+    assert isinstance(widget, QLineEdit)
+    text = widget.text().strip()
+    if each.kind == "float":
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _number_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value if value is not None else "")
