@@ -14,7 +14,7 @@ from edgewright.data import Data
 from edgewright.errors import CompressError
 from edgewright.progress import OnProgress
 from edgewright.recipe import Distill, Training
-from edgewright.train import Objective, evaluating, fit
+from edgewright.training import Objective, evaluating, fit
 
 
 def distill(

@@ -17,7 +17,7 @@ from edgewright.data import Batch
 from edgewright.errors import CompressError, DataError
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Prune
-from edgewright.train import check_fit, device_of, evaluating, tensors
+from edgewright.training import check_fit, device_of, evaluating, tensors
 
 
 def prune(

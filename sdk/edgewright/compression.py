@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from edgewright.data import Batch, Data
-from edgewright.distill import distill
+from edgewright.distillation import distill
 from edgewright.errors import CompressError, DataError
 from edgewright.progress import OnProgress
-from edgewright.prune import prune
+from edgewright.pruning import prune
 from edgewright.recipe import Distill, Recipe
-from edgewright.train import check_fit, device_of, evaluating, tensors, train
+from edgewright.training import check_fit, device_of, evaluating, tensors, train
 
 
 def compress(
