@@ -172,7 +172,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(refused)
             self._drop_body()
             return
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client has left
+            self.close_connection = True
+            return
         try:
             self._reply(200, self.server.serving.infer(body), _BYTES)
         except Refused as refused:

@@ -144,4 +144,4 @@ def float_onnx(weight: npt.NDArray[Any], bias: npt.NDArray[Any]) -> bytes:
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
