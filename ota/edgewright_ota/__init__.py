@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from edgewright_ota.client import Client
 from edgewright_ota.ddi import DdiClient, Deployment, Poll
 from edgewright_ota.errors import (
+    DatabaseError,
     OtaError,
     PackageError,
     ReleaseError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Client",
+    "DatabaseError",
     "DdiClient",
     "Deployment",
     "Fleet",

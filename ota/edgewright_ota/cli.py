@@ -34,7 +34,7 @@ from edgewright_ota.repository import Repository
 MAX_ARTIFACT_JSON_BYTES = 16 << 20
 MAX_TOKEN_BYTES = 4096
 DATABASE = "server.db"
-MANAGEMENT_TOKEN = "management.token"
+TOKEN_FILE = "management.token"  # noqa: S105 - a file name
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
@@ -77,13 +77,16 @@ def run(arguments: list[str]) -> int:
     """
     try:
         code = app(arguments, prog_name="edgewright-ota", standalone_mode=False)
-    except click.ClickException as error:
+    except click.UsageError as error:
         error.show()
+        return 2
+    except click.ClickException as error:
+        _fail(error.message)
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
     except OtaError as error:
-        _err.print(f"edgewright-ota: {error}", markup=False, highlight=False)
+        _fail(str(error))
         return 1 if isinstance(error, ServerError) else 2
     except BrokenPipeError:
         return 1
@@ -174,11 +177,11 @@ def serve(
 
         from edgewright_ota.server import create_app
     except ImportError as error:
-        raise RepositoryError(
+        raise click.ClickException(
             f"the server needs more packages ({error}); pip install 'edgewright[server]'"
         ) from None
     opened = Repository.open(repository)
-    token_path = token_file or repository / MANAGEMENT_TOKEN
+    token_path = token_file or repository / TOKEN_FILE
     with _listen(host, port) as listener:
         application = create_app(
             opened.path,
@@ -315,8 +318,14 @@ def device_show(
     _print_devices([row])
     for action in row["actions"]:
         for report in action["reports"]:
-            line = f"{report['created']}  {action['name']} {action['version']}  {report['execution']}/{report['result']}"
-            _out.print("  ".join([line, *report["details"]]), markup=False, highlight=False)
+            release = f"{action['name']} {action['version']}"
+            result = f"{report['execution']}/{report['result']}"
+            line = "  ".join([report["created"], release, result, *report["details"]])
+            _out.print(line, markup=False, highlight=False)
+
+
+def _fail(message: str) -> None:
+    _err.print(f"edgewright-ota: {message}", markup=False, highlight=False)
 
 
 def _require_verified(directory: Path) -> None:
@@ -352,15 +361,15 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
     except OSError as error:
-        raise RepositoryError(f"{host}: cannot listen there: {error.strerror}") from None
+        raise click.ClickException(f"{host}: cannot listen there: {error.strerror}") from None
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(2048)
         except OSError as error:
-            raise RepositoryError(
-                f"{host}:{port}: cannot listen there: {error.strerror}; choose another with --port, or --port 0 for any"
+            raise click.ClickException(
+                f"{host}:{port}: cannot listen there: {error.strerror}; choose another --port, or 0 for any"
             ) from None
         yield listener
 
@@ -376,18 +385,18 @@ def _read_token(path: Path) -> str:
     """The secret in a file that its owner alone can read.
 
     Raises:
-        RepositoryError: It is missing, empty, or open to others.
+        ClickException: It is missing, empty, or open to others.
     """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             token = file.read(MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path}: no token can be read there: {error}") from None
+        raise click.ClickException(f"{path}: no token can be read there: {error}") from None
     if mode & 0o077:
-        raise RepositoryError(f"{path}: others can read this token; run chmod 600 on it")
+        raise click.ClickException(f"{path}: others can read this token; run chmod 600 on it")
     if not token:
-        raise RepositoryError(f"{path}: is empty; remove it and a new token is made")
+        raise click.ClickException(f"{path}: is empty; remove it and a new token is made")
     return token
 
 
@@ -402,7 +411,7 @@ def _write_json(where: str | None, result: Any) -> bool:
     try:
         durable.write_file(Path(where), f"{text}\n".encode())
     except OSError as error:
-        raise RepositoryError(f"{where}: cannot be written: {error.strerror}") from None
+        raise click.ClickException(f"{where}: cannot be written: {error.strerror}") from None
     return False
 
 

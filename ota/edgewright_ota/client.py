@@ -1,4 +1,4 @@
-"""A device's trusted view of a repository: what is released, and the packages, as the repository's keys signed them."""
+"""A device's trusted view of a repository: what is released, as the repository's keys signed it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Client:
         directory: Where trusted metadata and downloads are kept.
         metadata_url: Where the server has the repository's metadata.
         targets_url: Where it has the targets.
-        root: The root.json to trust; None when an earlier Client kept one here. It is never taken from the network.
+        root: The root.json to trust; None when an earlier Client kept one here. None is ever taken on trust
+            from the network.
         now: The clock, for expiry.
         http: The connections; None for a pool of its own.
 
@@ -85,7 +86,7 @@ class Client:
         """The verified release, with its packages.
 
         Raises:
-            TrustError: The metadata or release.json fails a check, is expired or older than seen before, or the
+            TrustError: Metadata or release.json fails a check, is expired or older than seen before, or the
                 release was never signed.
             ServerError: The server is out of reach.
         """
@@ -114,7 +115,7 @@ class Client:
         return release
 
     def download(self, release: Release, package: Package, progress: Progress | None = None) -> Path:
-        """Fetches a package, resuming where an earlier try was cut off. The folder keeps one package at a time.
+        """Fetches a package, resuming where an earlier try was cut off; keeps one package at a time.
 
         Args:
             release: From `release`.
@@ -126,7 +127,7 @@ class Client:
 
         Raises:
             TrustError: It is not what was signed; what was received is removed.
-            ServerError: The server is out of reach or cut the transfer; what was received is kept for the next try.
+            ServerError: The server is out of reach or cut the transfer; what came is kept for the next try.
             PackageError: The disk does not take it.
         """
         if package.size_bytes > MAX_TOTAL_BYTES:
@@ -196,13 +197,13 @@ class Client:
             raise TrustError(f"{self._metadata_url}: {error}") from error
         except ExpiredMetadataError as error:
             raise TrustError(
-                f"{self._metadata_url}: {error}; the server is frozen or stale, or this device's clock is wrong"
+                f"{self._metadata_url}: {error}; the server is frozen, or this device's clock is wrong"
             ) from error
         except LengthOrHashMismatchError as error:
             raise TrustError(f"{self._metadata_url}: was tampered with: {error}") from error
         except TufError as error:
             raise TrustError(
-                f"{self._metadata_url}: cannot be trusted: {error or type(error).__name__}"
+                f"{self._metadata_url}: cannot be trusted: {str(error) or type(error).__name__}"
             ) from error
         except DownloadLengthMismatchError as error:
             raise TrustError(f"{self._metadata_url}: sends more than was signed: {error}") from error

@@ -1,13 +1,14 @@
 """Entropy coding of byte strings: zstd, alone or with the base file as its dictionary, and bounded decoding.
 
-Frames carry neither magic number, length nor checksum: the package knows all three, and small packages are the rule.
+Frames carry neither magic number, length nor checksum: the package knows all three, and small packages are
+the rule.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 import zstandard
 
@@ -69,14 +70,14 @@ def stream(source: Source, size_bytes: int, *, dictionary: bytes = b"") -> Itera
     """Decodes one frame step by step, at most 64 KiB at a time.
 
     Raises:
-        PackageError: Not a frame, or it does not give exactly `size_bytes` bytes, or bytes follow it.
+        PackageError: Not a frame, or it does not give exactly `size_bytes` bytes.
     """
     decoder = zstandard.ZstdDecompressor(
         dict_data=_dictionary(dictionary), max_window_size=1 << MAX_WINDOW_LOG, format=_MAGICLESS
     )
     done = 0
     try:
-        with decoder.stream_reader(source, closefd=False) as reader:
+        with decoder.stream_reader(cast(IO[bytes], source), closefd=False) as reader:
             # One byte more than wanted is asked for, so that a longer frame shows itself.
             while block := reader.read(min(_STEP_BYTES, size_bytes - done + 1)):
                 done += len(block)

@@ -1,4 +1,4 @@
-"""The device's side of the Direct Device Integration API (hawkBit's DDI v1): poll, report, describe oneself."""
+"""The device's side of the Direct Device Integration API (hawkBit's DDI v1): poll, report, describe."""
 
 from __future__ import annotations
 

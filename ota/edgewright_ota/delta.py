@@ -1,12 +1,15 @@
 """Deltas between two versions of one file.
 
-For safetensors, tensor by tensor: those that did not change cost nothing; int8 weights travel as differences, split into
-where, which way and how far; wider numbers as byte planes of their difference or exclusive or. For anything else,
-hdiffpatch. Both are exact: they give the new file bit for bit, its header and layout included.
+For safetensors, tensor by tensor: those that did not change cost nothing; int8 weights travel as differences,
+split into where, which way and how far; wider numbers as byte planes of their difference or exclusive or. For
+anything else, hdiffpatch. Both are exact: they give the new file bit for bit, its header and layout included.
 The layout of the coded bytes is in docs/release-format.md.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import hdiffpatch
 import numpy as np
@@ -155,7 +158,8 @@ class _Parts:
         full, narrow = _join(self.full), _join(self.narrow)
         out = [full.tobytes()] if full.size else []
         if narrow.size:
-            out += min(([bytes([_BYTES]), narrow.tobytes()], _split(narrow)), key=_packed_bytes)
+            forms: list[list[bytes]] = [[bytes([_BYTES]), narrow.tobytes()], _split(narrow)]
+            out += min(forms, key=_packed_bytes)
         for (_, width), values in self.wide.items():
             planes = _join(values).reshape(-1, width)
             out += [planes[:, i].tobytes() for i in range(width)] if planes.size else []
@@ -270,24 +274,28 @@ def _difference(mode: int, item_bytes: int, value: Bytes, old: Bytes) -> Bytes:
     kind = np.dtype(f"<u{item_bytes}")
     new_items, old_items = value.view(kind), old.view(kind)
     if mode == XOR:
-        return (new_items ^ old_items).view(np.uint8)
-    gap = new_items - old_items  # wraps, and so does the way back
-    return gap if item_bytes == 1 else _zigzag(gap).view(np.uint8)
+        coded = new_items ^ old_items
+    else:
+        gap = new_items - old_items  # wraps, and so does the way back
+        coded = gap if item_bytes == 1 else _zigzag(gap)
+    return np.asarray(coded).view(np.uint8)
 
 
 def _undo(mode: int, item_bytes: int, part: Bytes, old: Bytes) -> Bytes:
     kind = np.dtype(f"<u{item_bytes}")
     coded, old_items = part.view(kind), old.view(kind)
     if mode == XOR:
-        return (old_items ^ coded).view(np.uint8)
-    gap = coded if item_bytes == 1 else (coded >> kind.type(1)) ^ (kind.type(0) - (coded & kind.type(1)))
-    return (old_items + gap).view(np.uint8)
+        value = old_items ^ coded
+    else:
+        one = kind.type(1)
+        value = old_items + (coded if item_bytes == 1 else (coded >> one) ^ (kind.type(0) - (coded & one)))
+    return np.asarray(value).view(np.uint8)
 
 
-def _zigzag(gap: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+def _zigzag(gap: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Small differences of either sign become small numbers, so that the high planes are zero."""
-    signed = gap.view(f"<i{gap.itemsize}")
-    return (gap << gap.dtype.type(1)) ^ (signed >> (8 * gap.itemsize - 1)).view(gap.dtype)
+    sign = gap.view(f"<i{gap.itemsize}") >> (8 * gap.itemsize - 1)
+    return np.asarray((gap << gap.dtype.type(1)) ^ sign.view(gap.dtype))
 
 
 def _split(difference: Bytes) -> list[bytes]:
@@ -300,7 +308,7 @@ def _split(difference: Bytes) -> list[bytes]:
     return [bytes([_SPLIT]), *(b.tobytes() for b in blocks if b.size)]
 
 
-def _packed_bytes(blocks: list[bytes]) -> int:
+def _packed_bytes(blocks: Iterable[bytes]) -> int:
     return sum(min(len(b), len(coding.compress(b))) for b in blocks)
 
 

@@ -5,6 +5,7 @@
     ├── TrustError       something signed, expected or remembered does not fit what was received
     ├── PackageError     a package is damaged, hostile, for another base, or cannot be written to disk
     ├── RepositoryError  the repository on disk cannot be opened, read or published to
+    ├── DatabaseError    the server's database cannot be used
     └── ServerError      a server cannot be reached, or answers with an error
 
 A caller's own mistake (a bad argument) is a ValueError.
@@ -29,6 +30,10 @@ class PackageError(OtaError):
 
 class RepositoryError(OtaError):
     """A repository on disk is missing, unsafe or cannot take what is asked; the message says what to do."""
+
+
+class DatabaseError(OtaError):
+    """The server's database cannot be opened, is of another version, or is in use by another server."""
 
 
 class ServerError(OtaError):

@@ -35,6 +35,11 @@ def make_keys(folder: Path) -> dict[str, CryptoSigner]:
     return signers
 
 
+def has_key(folder: Path, role: str) -> bool:
+    """Whether the private key of a role is here; it may live on another machine."""
+    return _path(folder, role).exists()
+
+
 def load_key(folder: Path, role: str, public: Key | None = None) -> CryptoSigner:
     """The signer of a role.
 

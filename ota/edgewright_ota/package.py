@@ -1,15 +1,17 @@
-"""The package, `.ewpk`: what travels. It turns nothing, or the files of a base release, into the files of a release.
+"""The package, `.ewpk`: what travels. From nothing or from a base's files it makes a release's files.
 
     head      magic, its own size, which release, which base, one method and length per file, a hash per chunk
     payload   the files' coded bytes, one after the other, cut into chunks of 64 KiB
 
-The files' names, sizes and digests are not in it: they are in the signed release. docs/release-format.md has the bytes.
-Reading trusts nothing: a chunk is hashed before it is decoded, decoding stops at the length the release states, and every
-rebuilt file must have the release's digest. The result appears in one step or not at all.
+The files' names, sizes and digests are not in it: they are in the signed release. docs/release-format.md has
+the bytes. Reading trusts nothing: a chunk is hashed before it is decoded, decoding stops at the length the
+release states, and every rebuilt file must have the release's digest. The result appears in one step or not
+at all.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
@@ -35,6 +37,7 @@ _FROM_BASE = frozenset({UNCHANGED, ZSTD_FROM_BASE, PATCH, TENSORS})
 _FIXED = struct.Struct("<8sI16s16s")  # magic, bytes of the head, release, base
 _HASH_BYTES = 16
 _NO_BASE = bytes(_HASH_BYTES)
+_UNFINISHED = ".unpacking"
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -123,7 +126,8 @@ def unpack(
         progress: Told of the release's bytes rebuilt.
 
     Raises:
-        PackageError: Damaged, hostile, for another release or base, or the disk is full. `out` is then not there.
+        PackageError: Damaged, hostile, for another release or base, or the disk is full; `out` is not there
+            then.
         ValueError: `out` exists.
     """
     if out.exists() or out.is_symlink():
@@ -135,7 +139,9 @@ def unpack(
             raise PackageError(
                 f"{out.parent}: {release.size_bytes} bytes are needed, {free} are free; free some"
             )
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:200]}.") as name:
+        for stale in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):
+            shutil.rmtree(stale)  # an unpack that was killed
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED) as name:
             work = Path(name) / "files"
             work.mkdir()
             _rebuild(package, release, work, base, progress)
@@ -218,12 +224,16 @@ def _encode_streaming(source: Path, payload: IO[bytes]) -> _Entry:
 def _decode(entry: _Entry, wanted: ReleaseFile, payload: _Payload, base: Path | None) -> Iterator[bytes]:
     size = wanted.size_bytes
     if entry.method == STORED:
+        if entry.size_bytes != size:
+            raise PackageError(f"{wanted.path} is stored with {entry.size_bytes} bytes instead of {size}")
         yield from payload.rest()
     elif entry.method == ZSTD:
         yield from coding.stream(payload, size)
     elif base is None:
         raise PackageError(f"{wanted.path} needs a base, and none was given")
     elif entry.method == UNCHANGED:
+        if base.stat().st_size != size:
+            raise PackageError(f"{base} has another length than the release says")
         with base.open("rb") as file:
             while block := file.read(CHUNK_BYTES):
                 yield block

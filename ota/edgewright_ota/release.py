@@ -1,8 +1,8 @@
 """A release: the list of files that a device shall hold, and the packages that bring them.
 
-`release.json` names the files with their sizes and digests; TUF signs it. The packages are not in it: they are
-signed beside it, so a delta can be added to a release later without changing the release's digest.
-docs/release-format.md specifies both. The text is untrusted until TUF has verified it, and capped after that.
+`release.json` names the files with their sizes and digests; TUF signs it. The packages are not in it: they
+are signed beside it, so a delta can be added to a release later without changing the release's digest. The
+text is untrusted until TUF has verified it, and capped even then. docs/release-format.md specifies it.
 """
 
 from __future__ import annotations

@@ -1,26 +1,28 @@
 """A TUF repository on disk: what is published, and the keys that sign it.
 
     metadata/   1.root.json, N.targets.json, N.snapshot.json, timestamp.json     public
-    targets/    NAME/VERSION/SHA256.release.json, …full.ewpk, …from-BASE.ewpk    public, never changed once written
+    targets/    NAME/VERSION/SHA256.release.json, …full.ewpk, …from-BASE.ewpk    public
     keys/       root.pem, targets.pem, snapshot.pem, timestamp.pem               private
 
-timestamp.json is written last and alone decides what is in force, so a publish that is cut off leaves the view before it.
+timestamp.json is written last and alone decides what is in force: a publish that is cut off leaves the view
+before it. No other public file changes once it is written.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from securesystemslib.signer import Key
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError as TufError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 
 from edgewright_ota import durable, keys
@@ -44,10 +46,10 @@ ROOT_LIFETIME = timedelta(days=365)
 TARGETS_LIFETIME = timedelta(days=90)
 SNAPSHOT_LIFETIME = timedelta(days=7)
 TIMESTAMP_LIFETIME = timedelta(days=1)
-ROOT_RENEWAL = timedelta(days=60)
-"""Root is signed anew by a publish when less than this is left of its life."""
 
-_T = TypeVar("_T", bound=Signed)
+_WORK = ".work-"
+
+_T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 class Repository:
@@ -166,7 +168,8 @@ class Repository:
 
         Raises:
             ReleaseError: The folder, name or version breaks a rule.
-            RepositoryError: The version was published before, the base was not, a key is missing, or the disk is full.
+            RepositoryError: The version was published before, the base was not, a key is missing, the disk
+                is full.
         """
         folder = Path(directory)
         check_name(name)
@@ -177,7 +180,7 @@ class Repository:
             if any(version_key(r.version) == version_key(version) for r in earlier):
                 raise RepositoryError(f"{name} {version}: was published before; give a new version")
             base = _pick_base(earlier, version, delta_from)
-            signers = self._signers()
+            self._signers(self._load_root())  # a missing key shows itself before the work begins
             parts = 2 if base else 1
             full = self._add_package(folder, release, None, _part(progress, 0, parts))
             packages = [full]
@@ -186,7 +189,7 @@ class Repository:
                     step = _part(progress, 1, parts)
                     packages.append(self._add_package(folder, release, (base, base_files), step))
             release = release.with_packages(tuple(packages))
-            self._put_in_force(release, signers)
+            self._put_in_force(release)
         return release
 
     def add_delta(self, name: str, version: str, base: str, *, progress: Progress | None = None) -> Package:
@@ -208,55 +211,63 @@ class Repository:
             there = release.package(base)
             if there is not None:
                 return there
-            signers = self._signers()
+            self._signers(self._load_root())
             with self._unpacked(release) as files, self._unpacked(start) as base_files:
                 package = self._add_package(files, release, (start, base_files), progress)
-            self._put_in_force(release.with_packages((*release.packages, package)), signers)
+            self._put_in_force(release.with_packages((*release.packages, package)))
         return package
 
     def refresh(self) -> bool:
-        """Signs snapshot and timestamp anew where half of their life is over; needs their two keys alone.
+        """Signs anew what has spent half of its life, timestamp and snapshot first of all.
+
+        Root and targets are left alone where their keys are not here.
 
         Returns:
             Whether anything was signed.
 
         Raises:
-            RepositoryError: A key is missing, or the disk is full.
+            RepositoryError: A key is missing or unsafe, or the disk is full.
         """
         with self._writing():
             timestamp = self._load_timestamp()
             snapshot = self._load_snapshot(timestamp)
-            renew = snapshot.expires - self._now() < SNAPSHOT_LIFETIME / 2
-            if not renew and timestamp.expires - self._now() >= TIMESTAMP_LIFETIME / 2:
-                return False
             root = self._load_root()
-            if renew:
-                snapshot.version = self._next_version("snapshot")
-                self._write_signed(snapshot, SNAPSHOT_LIFETIME, self._signer("snapshot", root))
-            timestamp.version += 1
+            if self._nears_end(root, ROOT_LIFETIME) and keys.has_key(self.keys_path, "root"):
+                root.version += 1
+                self._write_signed(root, ROOT_LIFETIME, self._signer("root", root))
+            targets = self._load_targets()
+            if self._nears_end(targets, TARGETS_LIFETIME) and keys.has_key(self.keys_path, "targets"):
+                self._write_targets(targets, snapshot, self._signer("targets", root))
+            elif not self._nears_end(snapshot, SNAPSHOT_LIFETIME):
+                if not self._nears_end(timestamp, TIMESTAMP_LIFETIME):
+                    return False
+                self._write_timestamp(timestamp, snapshot, self._signer("timestamp", root))
+                return True
+            self._write_snapshot(snapshot, self._signer("snapshot", root))
             self._write_timestamp(timestamp, snapshot, self._signer("timestamp", root))
             return True
 
     def _create(self) -> None:
         signers = keys.make_keys(self.keys_path)
         if not list(self.metadata_path.glob("*.root.json")):
-            root = Root(version=1, expires=self._expiry(ROOT_LIFETIME), consistent_snapshot=True)
+            root = Root(version=1, consistent_snapshot=True)
             for role in keys.ROLES:
                 root.add_key(signers[role].public_key, role)
             self._write_signed(root, ROOT_LIFETIME, signers["root"])
-        signers = self._signers()
+        signers = self._signers(self._load_root())
         self.targets_path.mkdir(exist_ok=True)
-        targets = Targets(version=1, expires=self._expiry(TARGETS_LIFETIME))
-        self._write_signed(targets, TARGETS_LIFETIME, signers["targets"])
-        snapshot = Snapshot(version=1, expires=self._expiry(SNAPSHOT_LIFETIME))
-        snapshot.meta["targets.json"] = self._describe("1.targets.json", 1)
-        self._write_signed(snapshot, SNAPSHOT_LIFETIME, signers["snapshot"])
-        timestamp = Timestamp(version=1, expires=self._expiry(TIMESTAMP_LIFETIME))
-        self._write_timestamp(timestamp, snapshot, signers["timestamp"])
+        snapshot = Snapshot()
+        self._write_targets(Targets(), snapshot, signers["targets"])
+        self._write_snapshot(snapshot, signers["snapshot"])
+        self._write_timestamp(Timestamp(), snapshot, signers["timestamp"])
 
-    def _put_in_force(self, release: Release, signers: Mapping[str, Any]) -> None:
+    def _put_in_force(self, release: Release) -> None:
         """Signs a release with its packages: its own files first, timestamp.json last."""
-        self._renew_root(signers["root"])
+        root = self._load_root()
+        signers = self._signers(root)
+        if self._nears_end(root, ROOT_LIFETIME):
+            root.version += 1
+            self._write_signed(root, ROOT_LIFETIME, signers["root"])
         timestamp = self._load_timestamp()
         snapshot = self._load_snapshot(timestamp)
         targets = self._load_targets()
@@ -269,20 +280,9 @@ class Repository:
         for package in release.packages:
             path = f"{prefix}/{package.filename}"
             targets.targets[path] = TargetFile(package.size_bytes, {"sha256": package.sha256}, path)
-        targets.version = self._next_version("targets")
-        self._write_signed(targets, TARGETS_LIFETIME, signers["targets"])
-        snapshot.version = self._next_version("snapshot")
-        name = f"{targets.version}.targets.json"
-        snapshot.meta["targets.json"] = self._describe(name, targets.version)
-        self._write_signed(snapshot, SNAPSHOT_LIFETIME, signers["snapshot"])
-        timestamp.version += 1
+        self._write_targets(targets, snapshot, signers["targets"])
+        self._write_snapshot(snapshot, signers["snapshot"])
         self._write_timestamp(timestamp, snapshot, signers["timestamp"])
-
-    def _renew_root(self, signer: Any) -> None:
-        root = self._load_root()
-        if root.expires - self._now() < ROOT_RENEWAL:
-            root.version += 1
-            self._write_signed(root, ROOT_LIFETIME, signer)
 
     def _add_package(
         self, files: Path, release: Release, base: tuple[Release, Path] | None, progress: Progress | None
@@ -313,7 +313,7 @@ class Repository:
 
     @contextmanager
     def _workspace(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".work-") as name:
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=_WORK) as name:
             yield Path(name)
 
     @contextmanager
@@ -321,6 +321,8 @@ class Repository:
         """One writer at a time; a full disk and the like become our own error."""
         try:
             with self._locked():
+                for stale in self.path.glob(f"{_WORK}*"):
+                    shutil.rmtree(stale)  # a publish that was killed
                 yield
         except (OSError, PackageError) as error:
             raise RepositoryError(f"{self.path}: nothing was published: {error}") from error
@@ -347,20 +349,30 @@ class Repository:
     def _content_path(self, target: str, digest: str) -> Path:
         return self.targets_path / content_path(target, digest)
 
-    def _signers(self) -> dict[str, Any]:
-        root = self._load_root()
+    def _signers(self, root: Root) -> dict[str, CryptoSigner]:
         return {role: self._signer(role, root) for role in keys.ROLES}
 
-    def _signer(self, role: str, root: Root) -> Any:
-        return keys.load_key(self.keys_path, role, _public_key(root, role))
+    def _signer(self, role: str, root: Root) -> CryptoSigner:
+        return keys.load_key(self.keys_path, role, root.keys[root.roles[role].keyids[0]])
 
-    def _write_timestamp(self, timestamp: Timestamp, snapshot: Snapshot, signer: Any) -> None:
+    def _write_targets(self, targets: Targets, snapshot: Snapshot, signer: CryptoSigner) -> None:
+        targets.version = self._next_version("targets")
+        self._write_signed(targets, TARGETS_LIFETIME, signer)
+        name = f"{targets.version}.targets.json"
+        snapshot.meta["targets.json"] = self._describe(name, targets.version)
+
+    def _write_snapshot(self, snapshot: Snapshot, signer: CryptoSigner) -> None:
+        snapshot.version = self._next_version("snapshot")
+        self._write_signed(snapshot, SNAPSHOT_LIFETIME, signer)
+
+    def _write_timestamp(self, timestamp: Timestamp, snapshot: Snapshot, signer: CryptoSigner) -> None:
+        timestamp.version += 1
         timestamp.snapshot_meta = self._describe(f"{snapshot.version}.snapshot.json", snapshot.version)
         self._write_signed(timestamp, TIMESTAMP_LIFETIME, signer)
 
-    def _write_signed(self, signed: Signed, lifetime: timedelta, signer: Any) -> None:
-        signed.expires = self._expiry(lifetime)
-        metadata = Metadata(signed)
+    def _write_signed(self, signed: _T, lifetime: timedelta, signer: CryptoSigner) -> None:
+        signed.expires = (self._now() + lifetime).replace(microsecond=0)
+        metadata = Metadata[_T](signed)
         metadata.sign(signer)
         name = f"{signed.type}.json" if signed.type == "timestamp" else f"{signed.version}.{signed.type}.json"
         data = metadata.to_bytes(JSONSerializer(compact=True, validate=True))
@@ -373,24 +385,23 @@ class Repository:
     def _describe(self, name: str, version: int) -> MetaFile:
         return MetaFile.from_data(version, (self.metadata_path / name).read_bytes(), ["sha256"])
 
-    def _expiry(self, lifetime: timedelta) -> datetime:
-        return (self._now() + lifetime).replace(microsecond=0)
+    def _nears_end(self, signed: _T, lifetime: timedelta) -> bool:
+        return signed.expires - self._now() < lifetime / 2
 
     @property
     def _timestamp_path(self) -> Path:
         return self.metadata_path / "timestamp.json"
 
     def _next_version(self, role: str) -> int:
-        """One above every version on disk: a publish that was cut off may have left one that is not in force."""
-        return 1 + max(int(p.name.split(".")[0]) for p in self.metadata_path.glob(f"[0-9]*.{role}.json"))
+        """One above every version on disk: a publish that was cut off may have left one not in force."""
+        found = self.metadata_path.glob(f"[0-9]*.{role}.json")
+        return 1 + max((int(p.name.split(".")[0]) for p in found), default=0)
 
     def _root_path(self) -> Path:
-        try:
-            return self.metadata_path / f"{self._next_version('root') - 1}.root.json"
-        except ValueError:
-            raise RepositoryError(
-                f"{self.metadata_path}: has no root.json; restore it from a backup"
-            ) from None
+        version = self._next_version("root") - 1
+        if not version:
+            raise RepositoryError(f"{self.metadata_path}: has no root.json; restore it from a backup")
+        return self.metadata_path / f"{version}.root.json"
 
     def _load_root(self) -> Root:
         return self._load(self._root_path(), Root)
@@ -425,10 +436,6 @@ def _pick_base(earlier: tuple[Release, ...], version: str, wanted: str | None) -
         if release.version == wanted:
             return release
     raise RepositoryError(f"base version {wanted}: was never published; name one of the earlier versions")
-
-
-def _public_key(root: Root, role: str) -> Key:
-    return root.keys[root.roles[role].keyids[0]]
 
 
 def _part(progress: Progress | None, index: int, parts: int) -> Progress | None:

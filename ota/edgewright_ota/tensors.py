@@ -1,4 +1,4 @@
-"""Where the tensors of a safetensors file lie. The header is untrusted; nothing here reads past a length it checked."""
+"""Where the tensors of a safetensors file lie; its header is untrusted."""
 
 from __future__ import annotations
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from edgewright_ota.clock import utc_now
@@ -42,7 +44,8 @@ def create_app(
     """Makes the server.
 
     Args:
-        repository: The folder of a repository. With its snapshot and timestamp keys there, the server keeps both fresh.
+        repository: The folder of a repository. With the snapshot and timestamp keys there, the server keeps
+            both fresh.
         database: A `sqlite:///PATH` URL.
         management_token: The secret of those who may manage.
         gateway_token: A secret that may speak for any device and add new ones; None for none.
@@ -52,7 +55,7 @@ def create_app(
 
     Raises:
         RepositoryError: The repository cannot be opened.
-        ServerError: The database cannot be used.
+        DatabaseError: The database cannot be used.
         ValueError: An argument is out of its range.
     """
     if not 1 <= poll_interval_s < 86_400:
@@ -70,7 +73,14 @@ def create_app(
         now=now,
     )
     management = ManagementApi(store, opened, devices, token=management_token)
+
+    async def timestamp(_request: Request) -> Response:
+        # Read at once: the file may be replaced at any moment.
+        data = await run_in_threadpool((opened.metadata_path / "timestamp.json").read_bytes)
+        return Response(data, media_type="application/json", headers={"Cache-Control": "no-cache"})
+
     routes: list[BaseRoute] = [
+        Route("/metadata/timestamp.json", timestamp, methods=["GET"]),
         Mount("/metadata", _Files(directory=opened.metadata_path)),
         Mount("/targets", _Files(directory=opened.targets_path)),
         *management.routes(),
@@ -87,23 +97,18 @@ def create_app(
             await task
         store.close()
 
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=_handlers())
+    return Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={HTTPException: on_error, 500: on_error}
+    )
 
 
 class _Files(StaticFiles):
-    """Public files, with Range. All but timestamp.json never change, so any cache may keep them."""
+    """Public files, with Range. They never change, so any cache may keep them."""
 
     def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(full_path, *args, **kwargs)
-        changes = os.path.basename(full_path) == "timestamp.json"  # noqa: PTH119 - a plain string here
-        response.headers["Cache-Control"] = "no-cache" if changes else "public, max-age=31536000, immutable"
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         return response
-
-
-def _handlers() -> Mapping[Any, Any]:
-    from starlette.exceptions import HTTPException
-
-    return {HTTPException: on_error, 500: on_error}
 
 
 async def _refresh(repository: Repository) -> None:

@@ -26,6 +26,7 @@ from edgewright_ota.errors import RepositoryError
 from edgewright_ota.release import Package, Release
 from edgewright_ota.repository import Repository
 from edgewright_ota.server.answers import (
+    MAX_BODY_BYTES,
     credentials,
     hash_token,
     new_token,
@@ -96,7 +97,7 @@ class DeviceApi:
         """Whether there is something to do; an idle poll reads twice and writes nothing."""
         device, configured = await self._authenticate(request)
         self.last_polls[device.id] = self._now().isoformat(timespec="seconds")
-        # A short indexed read costs less here than a thread would; it is written to only when a rollout arrives.
+        # A short indexed read costs less here than a thread would; only a rollout's arrival writes.
         action = self._store.due(device)
         here = str(request.url.replace(query="", fragment=""))
         links: dict[str, Any] = {}
@@ -126,7 +127,8 @@ class DeviceApi:
             raise HTTPException(400, "status and status.result must be objects")
         execution = text(status, "execution")
         finished = text(result, "finished", default="none")
-        details = texts(status, "details", count=MAX_DETAILS, limit=MAX_DETAIL_CHARS)
+        lines = texts(status, "details", count=MAX_BODY_BYTES, limit=MAX_BODY_BYTES)
+        details = [line[:MAX_DETAIL_CHARS] for line in lines[:MAX_DETAILS]]
         if execution not in EXECUTIONS or finished not in RESULTS:
             raise HTTPException(400, f"execution {execution!r} or result {finished!r} is not known")
         if action.status not in OPEN:
@@ -140,10 +142,15 @@ class DeviceApi:
     async def config(self, request: Request) -> Response:
         """What the device says of itself."""
         device, _ = await self._authenticate(request)
-        data = (await read_json(request)).get("data")
-        if not isinstance(data, dict) or len(data) > MAX_ATTRIBUTES:
-            raise HTTPException(400, f"data: must be an object of at most {MAX_ATTRIBUTES} entries")
-        attributes = {key[:128]: text(data, key, limit=512) for key in data}
+        body = await read_json(request)
+        data, mode = body.get("data"), body.get("mode", "merge")
+        if not isinstance(data, dict) or mode not in {"merge", "replace", "remove"}:
+            raise HTTPException(400, "data: must be an object; mode: merge, replace or remove")
+        given = {key: text(data, key, limit=512) for key in data}
+        kept = {} if mode == "replace" else {k: v for k, v in device.attributes.items() if k not in given}
+        attributes = kept if mode == "remove" else kept | given
+        if len(attributes) > MAX_ATTRIBUTES or any(len(key) > 128 for key in attributes):
+            raise HTTPException(400, f"data: at most {MAX_ATTRIBUTES} names of at most 128 characters")
         await run_in_threadpool(self._store.set_attributes, device.id, attributes)
         return JSONResponse({})
 
@@ -162,14 +169,17 @@ class DeviceApi:
             fits = token_fits(secret, known[1] if known else _NOBODY)
             if fits and known:
                 return known[0], known[2]
-        elif scheme == "GatewayToken" and self._gateway_hash is not None:
-            if token_fits(secret, self._gateway_hash) and DEVICE_ID.fullmatch(name):
-                if known is None:
-                    await run_in_threadpool(self._store.add_device, name, hash_token(new_token()))
-                    known = self._store.device(name)
-                if known is not None:
-                    return known[0], known[2]
+        elif self._is_gateway(scheme, secret) and DEVICE_ID.fullmatch(name):
+            if known is None:
+                await run_in_threadpool(self._store.add_device, name, hash_token(new_token()))
+                known = self._store.device(name)
+            if known is not None:
+                return known[0], known[2]
         raise HTTPException(401, "the token does not fit the device", {"WWW-Authenticate": "TargetToken"})
+
+    def _is_gateway(self, scheme: str, secret: str) -> bool:
+        expected = self._gateway_hash
+        return scheme == "GatewayToken" and expected is not None and token_fits(secret, expected)
 
     async def _own_action(self, request: Request, device: Device) -> Action:
         number = request.path_params["action"]

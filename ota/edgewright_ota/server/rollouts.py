@@ -108,7 +108,7 @@ def pick(newest_first: Iterable[Rollout], device: Device) -> Rollout | None:
 
 
 def is_due(rollout: Rollout, device: Device, action: Action | None) -> bool:
-    """Whether to offer a rollout: not when the device has the version, and not once it has reported an end."""
+    """Whether to offer a rollout: not when the device has the version, nor once it has reported an end."""
     if device.installed == (rollout.name, rollout.version):
         return False
     return action is None or action.status in OPEN

@@ -1,23 +1,24 @@
 """What the server remembers: devices, rollouts, actions and the devices' reports, in SQLite (WAL).
 
-Only hashes of device tokens are kept. One server process at a time uses a database: it keeps the running rollouts in
-memory. Reads are short; nothing is written unless something changed.
+Only hashes of device tokens are kept. One server process at a time uses a database: it keeps the running
+rollouts in memory. Reads are short; nothing is written unless something changed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from edgewright_ota.errors import ServerError
+from edgewright_ota.errors import DatabaseError
 from edgewright_ota.server.rollouts import OPEN, Action, Device, Rollout, is_due, pick
 
 MAX_REPORTS = 1000
@@ -100,7 +101,7 @@ class Store:
         now: The clock.
 
     Raises:
-        ServerError: Another kind of URL, or the database cannot be opened.
+        DatabaseError: Another kind of URL, or the database cannot be opened.
     """
 
     def __init__(self, url: str, *, now: Callable[[], datetime]) -> None:
@@ -109,12 +110,12 @@ class Store:
         try:
             parsed = sa.make_url(url)
         except sa.exc.ArgumentError:
-            raise ServerError(f"database {url!r}: not a URL; use sqlite:///PATH") from None
+            raise DatabaseError(f"database {url!r}: not a URL; use sqlite:///PATH") from None
         if parsed.get_backend_name() != "sqlite" or parsed.database in {None, "", ":memory:"}:
-            raise ServerError(
+            raise DatabaseError(
                 f"database {parsed.render_as_string()}: this version keeps its data in sqlite:///PATH"
             )
-        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        self._hold = _hold(Path(str(parsed.database)))
         self._engine = sa.create_engine(parsed, pool_size=8, max_overflow=40)
         sa.event.listen(self._engine, "connect", _set_up)
         sa.event.listen(self._engine, "begin", _begin)
@@ -123,19 +124,21 @@ class Store:
             with self._writing.begin() as connection:
                 version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
                 if version not in {0, SCHEMA}:
-                    raise ServerError(
+                    self.close()
+                    raise DatabaseError(
                         f"database {parsed.database}: was written by a newer Edgewright; update this one"
                     )
                 _tables.create_all(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
             self._running = self._load_running()
         except DBAPIError as error:
-            self._engine.dispose()
-            raise ServerError(f"database {parsed.database}: cannot be used: {error.orig}") from error
+            self.close()
+            raise DatabaseError(f"database {parsed.database}: cannot be used: {error.orig}") from error
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections and lets another server use the database."""
         self._engine.dispose()
+        self._hold.close()
 
     def add_device(self, device: str, token_hash: str, tags: Iterable[str] = ()) -> bool:
         """Adds a device; False when it is there already."""
@@ -193,8 +196,9 @@ class Store:
     ) -> Rollout:
         """Starts a rollout."""
         with self._write() as connection:
-            result = connection.execute(
-                sa.insert(_rollouts).values(
+            row = connection.execute(
+                sa.insert(_rollouts)
+                .values(
                     name=name,
                     version=version,
                     percent=percent,
@@ -203,9 +207,8 @@ class Store:
                     state="running",
                     created=self._stamp(),
                 )
-            )
-            key = result.inserted_primary_key
-            row = connection.execute(sa.select(_rollouts).where(_rollouts.c.id == key[0])).one()
+                .returning(_rollouts)
+            ).one()
         self._running = self._load_running()
         return _rollout(row)
 
@@ -342,6 +345,21 @@ class Store:
 
     def _stamp(self) -> str:
         return self._now().isoformat(timespec="seconds")
+
+
+def _hold(database: Path) -> IO[bytes]:
+    """Keeps other servers off the database until the file is closed."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        held = database.with_name(f"{database.name}.lock").open("ab")
+    except OSError as error:
+        raise DatabaseError(f"database {database}: cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise DatabaseError(f"database {database}: another server uses it; end that one first") from None
+    return held
 
 
 def _set_up(connection: sqlite3.Connection, _record: object) -> None:
