@@ -148,6 +148,11 @@ inline void widen(const uint8_t* x, int64_t count, int16_t* to) {
   for (; count >= 16; count -= 16, x += 16, to += 16) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(load_half(x)));
   }
+  if (count >= 8) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_cvtepu8_epi16(eight));
+    count -= 8, x += 8, to += 8;
+  }
   for (int64_t i = 0; i < count; ++i) to[i] = x[i];
 }
 
@@ -190,13 +195,19 @@ void widen_patches(const Convolution& op, const uint8_t* x, int64_t from, int64_
     widen(x + from * used, count * used, to);
     return;
   }
+  int64_t oy = from / at.out[1], ox = from % at.out[1];
+  Inside rows = taps_inside(at, 0, oy);
   for (int64_t i = from; i < from + count; ++i, to += stride) {
     if (pointwise) {
       widen(x + i * used, used, to);
     } else {
-      widen_patch(op, x, taps_inside(at, 0, i / at.out[1]), taps_inside(at, 1, i % at.out[1]), to);
+      widen_patch(op, x, rows, taps_inside(at, 1, ox), to);
     }
     if (used != stride) to[used] = 0;
+    if (++ox == at.out[1]) {
+      ox = 0;
+      rows = taps_inside(at, 0, ++oy);
+    }
   }
 }
 
@@ -204,9 +215,8 @@ void widen_patches(const Convolution& op, const uint8_t* x, int64_t from, int64_
 template <int Rows, int Vectors>
 void tile(const int16_t* x, int64_t count, const uint8_t* panel, const Scaling& to, uint8_t* y,
           int64_t y_stride, int64_t used) {
-  Channels channels[Vectors];
-  std::memcpy(channels, panel, sizeof channels);
-  const uint8_t* weight = panel + sizeof channels;
+  const Channels* channels = reinterpret_cast<const Channels*>(panel);
+  const uint8_t* weight = panel + Vectors * sizeof(Channels);
   __m256i acc[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
@@ -323,38 +333,52 @@ size_t depthwise_scratch_bytes(const Convolution& op) {
   return static_cast<size_t>(even_taps(op)) * sizeof(const uint8_t*) + static_cast<size_t>(op.at.in_channels);
 }
 
-inline __m256i load_widened(const uint8_t* x, int64_t count) {
-  if (count >= kDeep) return _mm256_cvtepu8_epi16(load_half(x));
+// Fewer than sixteen channels, and never a byte past them.
+inline __m256i load_few(const uint8_t* x, int64_t count) {
   if (count == 8) return _mm256_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
   uint8_t all[16] = {};
   for (int64_t i = 0; i < count; ++i) all[i] = x[i];
   return _mm256_cvtepu8_epi16(load_half(all));
 }
 
-// One output pixel; `seen` points at the pixel under each tap.
+// Sixteen channels of one output pixel, or `used` of them. `taps` is even.
+template <bool Whole>
+inline __m128i depthwise_block(const uint8_t* packed, const uint8_t* const* seen, int64_t from, int64_t taps,
+                               int64_t used) {
+  const Channels* channels = reinterpret_cast<const Channels*>(packed);
+  const uint8_t* weight = packed + 2 * sizeof(Channels);
+  __m256i first = load(channels[0].bias), second = load(channels[1].bias);
+#pragma GCC unroll 5
+  for (int64_t tap = 0; tap < taps; tap += 2, weight += 64) {
+    const uint8_t *at_a = seen[tap] + from, *at_b = seen[tap + 1] + from;
+    const __m256i a = Whole ? _mm256_cvtepu8_epi16(load_half(at_a)) : load_few(at_a, used);
+    const __m256i b = Whole ? _mm256_cvtepu8_epi16(load_half(at_b)) : load_few(at_b, used);
+    const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+    first = _mm256_add_epi32(first, _mm256_madd_epi16(low, load(weight)));
+    second = _mm256_add_epi32(second, _mm256_madd_epi16(high, load(weight + 32)));
+  }
+  return narrow(_mm256_packs_epi32(requantize8(first, channels[0]), requantize8(second, channels[1])));
+}
+
+// One output pixel; `seen` points at the pixel under each tap. `Taps` is their even number, or 0 for any.
+template <int Taps>
 void depthwise_pixel(const Convolution& op, const uint8_t* packed, const uint8_t* const* seen, uint8_t* y) {
-  const int64_t taps = even_taps(op), outputs = op.at.out_channels;
-  for (int64_t from = 0; from < outputs; from += kDeep, packed += deep_block_bytes(op)) {
-    const int64_t used = smaller(kDeep, outputs - from);
-    Channels channels[2];
-    std::memcpy(channels, packed, sizeof channels);
-    const uint8_t* weight = packed + sizeof channels;
-    __m256i first = load(channels[0].bias), second = load(channels[1].bias);
-    for (int64_t tap = 0; tap < taps; tap += 2, weight += 64) {
-      const __m256i a = load_widened(seen[tap] + from, used), b = load_widened(seen[tap + 1] + from, used);
-      const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
-      first = _mm256_add_epi32(first, _mm256_madd_epi16(low, load(weight)));
-      second = _mm256_add_epi32(second, _mm256_madd_epi16(high, load(weight + 32)));
-    }
-    const __m256i words =
-        _mm256_packs_epi32(requantize8(first, channels[0]), requantize8(second, channels[1]));
-    store(y + from, clamp(narrow(words), op.scaling), used);
+  const int64_t taps = Taps == 0 ? even_taps(op) : Taps, outputs = op.at.out_channels;
+  const int64_t block_bytes = static_cast<int64_t>(deep_block_bytes(op));
+  const Scaling to = op.scaling;
+  int64_t from = 0;
+  for (; from + kDeep <= outputs; from += kDeep, packed += block_bytes) {
+    store(y + from, clamp(depthwise_block<true>(packed, seen, from, taps, kDeep), to), kDeep);
+  }
+  if (from < outputs) {
+    const int64_t used = outputs - from;
+    store(y + from, clamp(depthwise_block<false>(packed, seen, from, taps, used), to), used);
   }
 }
 
 void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
   const Sliding& at = op.at;
-  const int64_t channels = at.in_channels;
+  const int64_t channels = at.in_channels, row_bytes = at.in[1] * channels;
   const uint8_t** seen = reinterpret_cast<const uint8_t**>(scratch);
   uint8_t* padding = scratch + static_cast<size_t>(even_taps(op)) * sizeof(const uint8_t*);
   std::memset(padding, op.zero_point, static_cast<size_t>(channels));
@@ -363,15 +387,20 @@ void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, u
     const Inside rows = taps_inside(at, 0, oy);
     for (int64_t ox = 0; ox < at.out[1]; ++ox, y += channels) {
       const Inside columns = taps_inside(at, 1, ox);
-      for (int64_t tap = 0, r = 0; r < at.kernel[0]; ++r) {
+      const uint8_t** to = seen;
+      for (int64_t r = 0; r < at.kernel[0]; ++r) {
         const bool row_inside = r >= rows.first && r < rows.last;
-        const uint8_t* row = x + (rows.start + r * at.dilation[0]) * at.in[1] * channels;
-        for (int64_t c = 0; c < at.kernel[1]; ++c, ++tap) {
+        const int64_t row = (rows.start + r * at.dilation[0]) * row_bytes;
+        for (int64_t c = 0; c < at.kernel[1]; ++c) {
           const bool inside = row_inside && c >= columns.first && c < columns.last;
-          seen[tap] = inside ? row + (columns.start + c * at.dilation[1]) * channels : padding;
+          *to++ = inside ? x + row + (columns.start + c * at.dilation[1]) * channels : padding;
         }
       }
-      depthwise_pixel(op, packed, seen, y);
+      if (at.taps() == 9) {
+        depthwise_pixel<10>(op, packed, seen, y);
+      } else {
+        depthwise_pixel<0>(op, packed, seen, y);
+      }
     }
   }
 }

@@ -63,10 +63,17 @@ std::vector<int32_t> checked_bias(const std::string& where, const int8_t* weight
   return folded;
 }
 
-// y (columns, rows) from x (rows, columns).
+// y (columns, rows) from x (rows, columns), in squares that stay in the cache.
 void transpose(const uint8_t* x, int64_t rows, int64_t columns, uint8_t* y) {
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t r = 0; r < rows; ++r) *y++ = x[r * columns + c];
+  constexpr int64_t kSquare = 64;
+  for (int64_t r0 = 0; r0 < rows; r0 += kSquare) {
+    const int64_t r1 = std::min(rows, r0 + kSquare);
+    for (int64_t c0 = 0; c0 < columns; c0 += kSquare) {
+      const int64_t c1 = std::min(columns, c0 + kSquare);
+      for (int64_t c = c0; c < c1; ++c) {
+        for (int64_t r = r0; r < r1; ++r) y[c * rows + r] = x[r * columns + c];
+      }
+    }
   }
 }
 
