@@ -1,13 +1,15 @@
 """Data to learn from: batches for training, and others for validation."""
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -158,7 +160,7 @@ class Data:
         """
         four = ("x_train", "y_train", "x_validation", "y_validation")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with Path(path).open("rb") as stream, _opened(stream) as file:
                 names = set(file.files)
                 wanted = four if not {"x", "y"} <= names else ("x", "y")
                 missing = [name for name in wanted if name not in names]
@@ -169,12 +171,19 @@ class Data:
                         f"save {', '.join(four)}, or x and y"
                     )
                 arrays = [file[name] for name in wanted]
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: cannot read this .npz file: {error}") from error
         try:
             return cls.from_arrays(*arrays, batch_size=batch_size, seed=seed)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+
+
+def _opened(stream: BinaryIO) -> NpzFile:
+    file = np.load(stream, allow_pickle=False)
+    if not isinstance(file, NpzFile):
+        raise ValueError("it holds a single array (.npy), not named ones")
+    return file
 
 
 def _checked(

@@ -257,7 +257,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
                 raise ValueError(f"{name}: {value!r} is not a finite number")
             return float(value)
     elif get_origin(wanted) is Literal:
-        if value in get_args(wanted) and not isinstance(value, bool):
+        if any(value == choice and type(value) is type(choice) for choice in get_args(wanted)):
             return value
         allowed = ", ".join(repr(choice) for choice in get_args(wanted))
         raise ValueError(f"{name}: {value!r} is not one of {allowed}")
