@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     problem = cannot_start(os.environ, sys.platform, sys.version_info[:2])
     if problem:
-        print(f"edgewright-studio: {problem}", file=sys.stderr)  # noqa: T201: the one line before there is a window
+        sys.stderr.write(f"edgewright-studio: {problem}\n")
         return 2
     application, window = make_window()
     window.show()
@@ -65,7 +65,8 @@ def cannot_start(environment: Mapping[str, str], platform: str, python: tuple[in
         import PySide6.QtSvg
         import PySide6.QtWidgets  # noqa: F401
     except ImportError as error:
-        return f"a system library that Qt needs is missing ({error}); on Debian run: apt-get install {QT_PACKAGES}"
+        remedy = f"on Debian run: apt-get install {QT_PACKAGES}"
+        return f"a system library that Qt needs is missing ({error}); {remedy}"
     if platform != "linux" or environment.get("QT_QPA_PLATFORM"):
         return ""
     if not environment.get("DISPLAY") and not environment.get("WAYLAND_DISPLAY"):
@@ -75,7 +76,8 @@ def cannot_start(environment: Mapping[str, str], platform: str, python: tuple[in
             try:
                 ctypes.CDLL(library)
             except OSError:
-                return f"{library}, which Qt needs on X11, is missing; on Debian run: apt-get install {X_PACKAGES}"
+                remedy = f"on Debian run: apt-get install {X_PACKAGES}"
+                return f"{library}, which Qt needs on X11, is missing; {remedy}"
     return ""
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import edgewright as ew
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 
+import edgewright as ew
 from edgewright_studio.document import KIND_TITLES, Document
 from edgewright_studio.errors import TaskError
 from edgewright_studio.job_form import NO_TEACHER, JobForm
@@ -111,7 +111,7 @@ class CompressPage(Page):
             self.set_empty(
                 "artifact",
                 "This is compressed already",
-                "An artifact is the end of the trip. Open the model that it was made from to compress it anew.",
+                "An artifact is the end of the trip. To compress anew, open the model that it was made from.",
                 [self._actions["file.open"], self._actions["file.example"]],
             )
             self.show_empty()
@@ -140,10 +140,9 @@ class CompressPage(Page):
             TaskError: Something is missing or wrong.
         """
         document = self.document
-        if document is None or (problem := self.problem()):
-            raise TaskError(
-                "Cannot start the job", why=self.problem(), next_step="Mend it, then press Start."
-            )
+        problem = self.problem()
+        if document is None or problem:
+            raise TaskError("Cannot start the job", why=problem, next_step="Mend it, then press Start.")
         form = self.job_form
         out = form.out.text.text().strip()
         arguments = {

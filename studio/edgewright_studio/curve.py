@@ -35,7 +35,7 @@ class Curve(QWidget):
                 self._lines.pop(0)
         self.update()
 
-    def paintEvent(self, event: QPaintEvent) -> None:
+    def paintEvent(self, _event: QPaintEvent) -> None:
         """Draws grid, lines, the title, and the newest value."""
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
@@ -46,14 +46,14 @@ class Curve(QWidget):
         values = [v for _, line in self._lines for v in line]
         painter.setPen(muted)
         painter.drawText(QRectF(0, 0, self.width(), 20), Qt.AlignmentFlag.AlignLeft, self._title)
+        if not values:
+            painter.setPen(muted)
+            painter.drawText(area, Qt.AlignmentFlag.AlignCenter, "appears when training starts")
+            return
         painter.setPen(QPen(grid, 1))
         for part in (0.0, 0.5, 1.0):
             y = area.top() + part * area.height()
             painter.drawLine(QPointF(area.left(), y), QPointF(area.right(), y))
-        if not values:
-            painter.setPen(muted)
-            painter.drawText(area, Qt.AlignmentFlag.AlignCenter, "appears when the job trains")
-            return
         painter.setPen(palette.color(QPalette.ColorRole.WindowText))
         painter.drawText(
             QRectF(0, 0, self.width(), 20), Qt.AlignmentFlag.AlignRight, self._form.format(values[-1])
@@ -69,10 +69,17 @@ class Curve(QWidget):
                 place += 1
             if index:
                 painter.setPen(QPen(grid, 1, Qt.PenStyle.DashLine))
-                painter.drawLine(QPointF(points[0].x(), area.top()), QPointF(points[0].x(), area.bottom()))
+                painter.drawLine(
+                    QPointF(points.at(0).x(), area.top()), QPointF(points.at(0).x(), area.bottom())
+                )
             self._draw(painter, points, palette.color(QPalette.ColorRole.Highlight))
             painter.setPen(muted)
-            room = QRectF(points[0].x() + 5, area.top() + 2, max(points[-1].x() - points[0].x() - 6, 0), 16)
+            room = QRectF(
+                points.at(0).x() + 5,
+                area.top() + 2,
+                max(points.at(points.size() - 1).x() - points.at(0).x() - 6, 0),
+                16,
+            )
             if painter.fontMetrics().horizontalAdvance(step) <= room.width():
                 painter.drawText(room, Qt.AlignmentFlag.AlignLeft, step)
 
@@ -81,7 +88,7 @@ class Curve(QWidget):
         if points.size() == 1:
             painter.setPen(Qt.PenStyle.NoPen)
             painter.setBrush(color)
-            painter.drawEllipse(points[0], 2.5, 2.5)
+            painter.drawEllipse(points.at(0), 2.5, 2.5)
             painter.setBrush(Qt.BrushStyle.NoBrush)
         painter.setPen(
             QPen(color, 2.0, Qt.PenStyle.SolidLine, Qt.PenCapStyle.RoundCap, Qt.PenJoinStyle.RoundJoin)

@@ -41,7 +41,7 @@ _ONNX_DTYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """An input or output: its shape with a name or "?" where the size is open, and a remark such as its scale."""
+    """An input or output: its shape, with a name or "?" where a size is open, and a remark."""
 
     name: str
     shape: Shape
@@ -137,7 +137,10 @@ def digits_example() -> Document:
         inputs=(Tensor(name="x", shape=("batch", 1, 8, 8), dtype="float32", note="0 to 1"),),
         outputs=(Tensor(name="y", shape=("batch", 10), dtype="float32", note="one score per digit"),),
         facts=(
-            ("Data", "1,797 real scans of handwritten digits, 8 × 8 pixels (scikit-learn)"),
+            (
+                "Data",
+                "1,797 real scans of handwritten digits, 8 \N{MULTIPLICATION SIGN} 8 pixels (scikit-learn)",
+            ),
             ("Models", "A large teacher and a small student, both convolutional"),
             ("Trip", "Distil, prune, fine-tune, quantize to INT8, export, verify"),
         ),
@@ -272,7 +275,7 @@ def _onnx(path: Path) -> Document:
     import math
 
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -362,7 +365,7 @@ def _python(path: Path) -> Document:
         raise _damaged(path, f"line {error.lineno}: {error.msg}") from error
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    entry_points = tuple(node.name for node in tree.body if _gives_a_model(node))
+    entry_points = tuple(name for node in tree.body if (name := _entry_point(node)))
     needs = (
         "choose the one that gives the model"
         if entry_points
@@ -383,15 +386,15 @@ def _python(path: Path) -> Document:
     )
 
 
-def _gives_a_model(node: ast.stmt) -> bool:
-    """True of a public function or class that can be called without arguments, as far as the text tells."""
+def _entry_point(node: ast.stmt) -> str:
+    """The name of a public function or model class that can be called without arguments; else empty."""
     if isinstance(node, ast.ClassDef):
         bases = {ast.unparse(b).rsplit(".", 1)[-1] for b in node.bases}
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-        return "Module" in bases and all(_required(i) <= 1 for i in inits)
+        return node.name if "Module" in bases and all(_required(i) <= 1 for i in inits) else ""
     if isinstance(node, ast.FunctionDef):
-        return not node.name.startswith("_") and _required(node) == 0
-    return False
+        return "" if node.name.startswith("_") or _required(node) else node.name
+    return ""
 
 
 def _required(function: ast.FunctionDef) -> int:

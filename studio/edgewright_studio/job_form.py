@@ -1,4 +1,4 @@
-"""What a job needs besides the recipe: the entry points of a Python file, data, a target, and where to write."""
+"""What a job needs besides the recipe: entry points of a Python file, data, a target, where to write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import (
-    QComboBox,
     QFileDialog,
     QFormLayout,
     QFrame,
@@ -19,7 +18,7 @@ from PySide6.QtWidgets import (
 )
 
 from edgewright_studio.document import Document
-from edgewright_studio.page import label
+from edgewright_studio.page import Choice, caption, label
 
 NO_TEACHER = "None"
 THIS_MACHINE = "This machine"
@@ -33,9 +32,9 @@ class JobForm(QFrame):
     def __init__(self) -> None:
         super().__init__()
         self.setProperty("role", "card")
-        self.entry_point = QComboBox()
-        self.teacher = QComboBox()
-        self.target = QComboBox()
+        self.entry_point = Choice()
+        self.teacher = Choice()
+        self.target = Choice()
         self.target.addItem(THIS_MACHINE, "")
         self.data = _PathField(
             "Data", "An .npz file with x_train, y_train, x_validation, y_validation; or x, y"
@@ -55,10 +54,10 @@ class JobForm(QFrame):
             ("Output", self.out),
         )
         for name, widget in self._rows:
-            if isinstance(widget, QComboBox):
+            if isinstance(widget, Choice):
                 widget.setAccessibleName(name)
                 widget.currentIndexChanged.connect(self.changed)
-            self._form.addRow(label(name, "muted"), widget)
+            self._form.addRow(caption(name), widget)
         self.data.text.textChanged.connect(self.changed)
         self.out.text.textChanged.connect(self.changed)
         column = QVBoxLayout(self)

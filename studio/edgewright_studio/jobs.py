@@ -1,8 +1,8 @@
 """Jobs: work in a child process, seen from the window as a stream of small frozen events.
 
 Qt-free, and without threads: `Job.poll` never blocks, so a timer in the window can call it. The child
-(`worker.py`) sends events as JSON lines over a pipe; what it and its libraries print comes over a second one.
-Its standard input is a lifeline: when the studio dies, however it dies, the child sees the end of it and stops.
+(`worker.py`) sends events as JSON lines over a pipe; what it and its libraries print comes over another.
+Its standard input is a lifeline: when the studio dies, however it dies, the child sees its end and stops.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class Job:
         self._finish()
 
     def _has_exited(self) -> bool:
-        # The child is not reaped yet, so that its process group cannot belong to someone else when it is killed.
+        # WNOWAIT: until the child is reaped, its process group cannot become someone else's.
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _read(self, *, all_of_it: bool) -> list[Event]:
@@ -243,7 +243,7 @@ class Job:
                 problem=Problem(
                     what=f"“{self.task.title}” stopped unexpectedly",
                     why=f"its process ended with {how}{hint}",
-                    next_step="Read the log for the cause, close other programs if memory is short, and try again.",
+                    next_step="Look for the cause in the log; close other programs if memory is short.",
                     details="\n".join(self._tail),
                 )
             )

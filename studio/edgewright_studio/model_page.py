@@ -193,4 +193,4 @@ def _checks(document: Document) -> QFrame:
 
 
 def _shape(tensor: Tensor) -> str:
-    return " × ".join(str(d) for d in tensor.shape) or "scalar"
+    return " \N{MULTIPLICATION SIGN} ".join(str(d) for d in tensor.shape) or "scalar"

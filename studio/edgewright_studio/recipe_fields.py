@@ -17,6 +17,11 @@ import edgewright as ew
 FieldKind = Literal["int", "float", "text", "choice"]
 Values = dict[str, Any]
 
+# It is of use only with pairs of layer names, which a form cannot hold; a recipe file sets both.
+_NOT_IN_FORM = frozenset({"feature_weight"})
+
+_KINDS: dict[type, FieldKind] = {int: "int", float: "float", str: "text"}
+
 PART_TITLES = {
     "distill": "Distil from a teacher",
     "prune": "Prune channels",
@@ -71,7 +76,7 @@ def parts() -> tuple[Part, ...]:
 
 
 def values_of(recipe: ew.Recipe) -> dict[str, Values | None]:
-    """Every field of every part, by name; None for a part that is left out. Also those without a form field."""
+    """Every field of every part, by name, also those the form lacks; None for a part that is left out."""
     result: dict[str, Values | None] = {}
     for part in parts():
         made = getattr(recipe, part.name)
@@ -114,10 +119,8 @@ def _form_fields(kind: type[Any]) -> tuple[FormField, ...]:
 def _form_field(each: Field[Any], hint: Any, help_text: str) -> FormField | None:
     """None for a field that a form cannot hold, and for a choice of one."""
     choices = get_args(hint) if get_origin(hint) is Literal else ()
-    kind: FieldKind | None = (
-        "choice" if len(choices) > 1 else {int: "int", float: "float", str: "text"}.get(hint)
-    )  # type: ignore[assignment]
-    if kind is None:
+    kind: FieldKind | None = "choice" if len(choices) > 1 else _KINDS.get(hint)
+    if kind is None or each.name in _NOT_IN_FORM:
         return None
     low, high, *_ = each.metadata.get("bounds", (-math.inf, math.inf))
     return FormField(

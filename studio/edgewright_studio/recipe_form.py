@@ -5,20 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import edgewright as ew
-from PySide6.QtCore import QEvent, QObject, Signal
-from PySide6.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFormLayout,
-    QFrame,
-    QLineEdit,
-    QSpinBox,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtCore import QEvent, QObject, Signal, SignalInstance
+from PySide6.QtWidgets import QCheckBox, QFormLayout, QFrame, QLabel, QLineEdit, QVBoxLayout, QWidget
 
-from edgewright_studio.page import card, label, restyle
+import edgewright as ew
+from edgewright_studio.page import Choice, Whole, caption, card, label, restyle
 from edgewright_studio.recipe_fields import FormField, Part, Values, make_recipe, parts, problem_in, values_of
 from edgewright_studio.results import write_text
 
@@ -40,7 +31,7 @@ class RecipeForm(QWidget):
         super().__init__()
         self._name = "recipe"
         self._sections = [_Section(part) for part in parts()]
-        self._seed = QSpinBox()
+        self._seed = Whole()
         self._seed.setRange(0, _MOST)
         self._seed.setAccessibleName("Seed")
         self._seed.valueChanged.connect(self.changed)
@@ -53,7 +44,7 @@ class RecipeForm(QWidget):
             column.addWidget(section)
         frame = card()
         form = _form(frame)
-        form.addRow(label("Seed", "muted"), self._seed)
+        form.addRow(caption("Seed"), self._seed)
         column.addWidget(frame)
 
     def set_recipe(self, recipe: ew.Recipe) -> None:
@@ -114,7 +105,7 @@ class _Section(QFrame):
         self.problem = ""
         self._unseen: Values = {}
         self._inputs: dict[str, QWidget] = {}
-        self._errors: dict[str, QWidget] = {}
+        self._errors: dict[str, QLabel] = {}
         self._helps: dict[QObject, tuple[str, str]] = {}
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -169,12 +160,7 @@ class _Section(QFrame):
         widget.setToolTip(each.help)
         widget.installEventFilter(self)
         self._helps[widget] = (each.title, each.help)
-        signal = {
-            QSpinBox: lambda w: w.valueChanged,
-            QComboBox: lambda w: w.currentIndexChanged,
-            QLineEdit: lambda w: w.textChanged,
-        }[type(widget)]
-        signal(widget).connect(self._changed)
+        _changes(widget).connect(self._changed)
         error = label(role="bad", wrap=True)
         error.hide()
         holder = QWidget()
@@ -183,9 +169,9 @@ class _Section(QFrame):
         inner.setSpacing(2)
         inner.addWidget(widget)
         inner.addWidget(error)
-        caption = label(each.title, "muted")
-        caption.setToolTip(each.help)
-        form.addRow(caption, holder)
+        title = caption(each.title)
+        title.setToolTip(each.help)
+        form.addRow(title, holder)
         self._inputs[each.name] = widget
         self._errors[each.name] = error
 
@@ -204,7 +190,7 @@ class _Section(QFrame):
         for name, error in self._errors.items():
             wrong = found is not None and found[0] == name
             if wrong and found is not None:
-                error.setText(found[1])  # type: ignore[attr-defined]
+                error.setText(found[1])
             error.setVisible(wrong)
             if isinstance(widget := self._inputs[name], QLineEdit):
                 restyle(widget, wrong="true" if wrong else "false")
@@ -221,22 +207,31 @@ def _form(owner: QWidget) -> QFormLayout:
 
 def _input(each: FormField) -> QWidget:
     if each.kind == "int":
-        spin = QSpinBox()
+        spin = Whole()
         spin.setRange(int(max(each.low, -_MOST)), int(min(each.high, _MOST)))
         spin.setValue(int(each.default or 0))
         return spin
     if each.kind == "choice":
-        box = QComboBox()
+        box = Choice()
         box.addItems([str(c) for c in each.choices])
         box.setCurrentIndex(each.choices.index(each.default))
         return box
     return QLineEdit(_number_text(each.default))
 
 
+def _changes(widget: QWidget) -> SignalInstance:
+    if isinstance(widget, Whole):
+        return widget.valueChanged
+    if isinstance(widget, Choice):
+        return widget.currentIndexChanged
+    assert isinstance(widget, QLineEdit)
+    return widget.textChanged
+
+
 def _set_value(widget: QWidget, each: FormField, value: Any) -> None:
-    if isinstance(widget, QSpinBox):
+    if isinstance(widget, Whole):
         widget.setValue(value)
-    elif isinstance(widget, QComboBox):
+    elif isinstance(widget, Choice):
         widget.setCurrentIndex(each.choices.index(value))
     elif isinstance(widget, QLineEdit):
         widget.setText(_number_text(value))
@@ -244,9 +239,9 @@ def _set_value(widget: QWidget, each: FormField, value: Any) -> None:
 
 def _value(widget: QWidget, each: FormField) -> Any:
     """What the field holds; text that is no number stays text, and the recipe says what is wrong with it."""
-    if isinstance(widget, QSpinBox):
+    if isinstance(widget, Whole):
         return widget.value()
-    if isinstance(widget, QComboBox):
+    if isinstance(widget, Choice):
         return each.choices[widget.currentIndex()]
     assert isinstance(widget, QLineEdit)
     text = widget.text().strip()

@@ -15,7 +15,7 @@ from edgewright_studio.results import COLUMNS, Column, Result, Variant, as_tsv
 from edgewright_studio.table import Cell, Rows, Table, number, words
 
 EXPLANATION = (
-    "The best figure of each column is bold. Size is that of the stored weights; latency is the median of one "
+    "The best of each column is bold. Size is that of the stored weights; latency is the median of one "
     "sample at a time on this machine; SQNR and flips compare with the float model of the same weights."
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One figure of a variant: its key, its heading with the unit, how to print it, and which way is better."""
+    """One figure of a variant: its key, heading with unit, how to print it, and which way is better."""
 
     key: str
     title: str
@@ -30,7 +30,7 @@ COLUMNS = (
     Column(key="sqnr_db", title="SQNR, dB", form="{:.1f}", larger_is_better=True),
     Column(key="flips", title="Flips", form="{:,.0f}", larger_is_better=False),
 )
-ABSENT = "–"
+ABSENT = "\N{EN DASH}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +111,15 @@ class Result:
         first, last = self.variants[0], self.variants[-1]
         pairs: list[tuple[str, str]] = []
         if first.size_bytes and last.size_bytes:
-            pairs.append((f"{first.size_bytes / last.size_bytes:.1f}×", "smaller"))
+            pairs.append((f"{first.size_bytes / last.size_bytes:.1f}\N{MULTIPLICATION SIGN}", "smaller"))
         if first.latency_ms and last.latency_ms:
             ratio = first.latency_ms / last.latency_ms
-            pairs.append((f"{max(ratio, 1 / ratio):.1f}×", "faster" if ratio >= 1 else "slower"))
+            pairs.append(
+                (f"{max(ratio, 1 / ratio):.1f}\N{MULTIPLICATION SIGN}", "faster" if ratio >= 1 else "slower")
+            )
         if first.accuracy is not None and last.accuracy is not None:
-            pairs.append((f"{(last.accuracy - first.accuracy) * 100:+.2f}", "points of accuracy"))
+            points = f"{(last.accuracy - first.accuracy) * 100:+.2f}".replace("-", "\N{MINUS SIGN}")
+            pairs.append((points, "points of accuracy"))
         pairs.append(("Passed" if self.passed else "Failed", f"verify, {self.cases:,} cases"))
         return tuple(pairs)
 

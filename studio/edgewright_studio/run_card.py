@@ -27,7 +27,7 @@ class RunCard(QFrame):
         self.bar.setTextVisible(False)
         self.bar.setAccessibleName("Progress of the job")
         self._loss = Curve("Loss", "{:.3f}")
-        self._accuracy = Curve("Accuracy on validation data", "{:.1%}")
+        self._accuracy = Curve("Validation accuracy", "{:.1%}")
         head = QHBoxLayout()
         head.addWidget(self._state)
         head.addStretch(1)
@@ -39,9 +39,11 @@ class RunCard(QFrame):
         column.addWidget(self.bar)
         column.addWidget(self._step)
         column.addSpacing(4)
-        column.addWidget(self._loss, 1)
-        column.addSpacing(6)
-        column.addWidget(self._accuracy, 1)
+        curves = QHBoxLayout()
+        curves.setSpacing(24)
+        curves.addWidget(self._loss)
+        curves.addWidget(self._accuracy)
+        column.addLayout(curves, 1)
 
     def begin(self) -> None:
         """Clears it for a job that was just started."""

@@ -53,12 +53,15 @@ class Rows(QAbstractTableModel):
         self.endResetModel()
 
     def rowCount(self, parent: Index = _ROOT) -> int:
+        """Rows that are shown."""
         return 0 if parent.isValid() else len(self.order)
 
     def columnCount(self, parent: Index = _ROOT) -> int:
+        """As many as headings."""
         return 0 if parent.isValid() else len(self._headings)
 
     def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
+        """A cell's text, alignment, tip and weight."""
         cell = self._rows[self.order[index.row()]][index.column()]
         match role:
             case Qt.ItemDataRole.DisplayRole:
@@ -77,6 +80,7 @@ class Rows(QAbstractTableModel):
     def headerData(
         self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
     ) -> object:
+        """A heading and its alignment."""
         if orientation is not Qt.Orientation.Horizontal:
             return None
         if role == Qt.ItemDataRole.DisplayRole:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgewright as ew
-
 from edgewright_studio import document
 from edgewright_studio.errors import TaskError
 from edgewright_studio.results import Result, Variant
@@ -67,6 +66,8 @@ def compress_digits(work: Work, *, recipe: str, target: str, out: str) -> dict[s
     destination = _checked_destination(out)
     digits = ew.digits.load(seed=wanted.seed)
     teacher: nn.Module | None = None
+    student: nn.Module
+    original: nn.Module
     steps = ["train", *_recipe_steps(wanted), *_FINAL_STEPS]
     work.plan({s: STEP_SECONDS[s] for s in steps})
     tell = _teller(work)

@@ -81,7 +81,7 @@ def colors_for(mode: Mode, application: QApplication) -> Colors:
 
 def apply(application: QApplication, colors: Colors) -> None:
     """Gives the whole application a scheme."""
-    if application.style().objectName() != "fusion":
+    if not application.styleSheet():
         application.setStyle(QStyleFactory.create("Fusion"))
         application.setFont(_font())
     application.setPalette(palette(colors))
@@ -132,7 +132,7 @@ def style_sheet(colors: Colors) -> str:
 
 
 def icon(name: str, colors: Colors) -> QIcon:
-    """One of the icons in `icons/`, in the scheme's colours, dimmed when disabled and accented when checked."""
+    """One of the icons in `icons/`, in the scheme's colours: dim when disabled, accented when checked."""
     result = QIcon()
     disabled = _mixed(colors.muted, colors.window, 0.55).name()
     for size in (16, 20, 24, 32, 48):

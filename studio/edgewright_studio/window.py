@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import edgewright as ew
 from PySide6.QtCore import QSize, Qt, QTimer
 from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDragLeaveEvent, QDropEvent, QIcon
 from PySide6.QtWidgets import (
@@ -23,6 +23,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+import edgewright as ew
 from edgewright_studio import actions, theme
 from edgewright_studio.background import Background
 from edgewright_studio.compress_page import CompressPage, Functions
@@ -207,7 +208,7 @@ class MainWindow(QMainWindow):
                 TextDialog(
                     self,
                     f"About {TITLE}",
-                    "Takes a trained model to a verified artifact, offline. These versions belong in a bug report.",
+                    "Takes a trained model to a verified artifact, offline. Bug reports need these versions.",
                     versions(),
                 )
             ),
@@ -413,7 +414,10 @@ class MainWindow(QMainWindow):
         row.setSpacing(0)
         row.addWidget(self._rail)
         row.addWidget(self._stack, 1)
+        # The window begins with no field marked; Tab goes on from here.
+        centre.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self.setCentralWidget(centre)
+        centre.setFocus()
 
         self.setCorner(Qt.Corner.BottomRightCorner, Qt.DockWidgetArea.RightDockWidgetArea)
         self._inspector_dock = self._dock("Inspector", self.inspector, Qt.DockWidgetArea.RightDockWidgetArea)
@@ -433,6 +437,8 @@ class MainWindow(QMainWindow):
         dock.setFeatures(QDockWidget.DockWidgetFeature.DockWidgetClosable)
         bar = QWidget()
         bar.setObjectName("dockTitle")
+        bar.setProperty("side", "bottom" if area is Qt.DockWidgetArea.BottomDockWidgetArea else "right")
+        bar.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         row = QHBoxLayout(bar)
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(QLabel(title))
@@ -456,7 +462,7 @@ class MainWindow(QMainWindow):
         self.model_page.show_document(document)
         if not self.compress_page.running:
             self.compress_page.show_document(document, folder)
-        self.setWindowTitle(f"{document.name} – {TITLE}")
+        self.setWindowTitle(f"{document.name} \N{EN DASH} {TITLE}")
         self._refresh_actions()
 
     def _refresh_actions(self) -> None:
@@ -489,7 +495,7 @@ class MainWindow(QMainWindow):
             event.acceptProposedAction()
             self._mark_drop(True)
 
-    def dragLeaveEvent(self, event: QDragLeaveEvent) -> None:
+    def dragLeaveEvent(self, _event: QDragLeaveEvent) -> None:
         """Takes the mark off again."""
         self._mark_drop(False)
 
@@ -499,8 +505,8 @@ class MainWindow(QMainWindow):
         for url in event.mimeData().urls():
             if url.isLocalFile():
                 event.acceptProposedAction()
-                path = Path(url.toLocalFile())
-                QTimer.singleShot(0, self, lambda: self.open_path(path))
+                dropped = partial(self.open_path, Path(url.toLocalFile()))
+                QTimer.singleShot(0, self, dropped)
                 return
 
     def closeEvent(self, event: QCloseEvent) -> None:

@@ -1,6 +1,6 @@
 """The child process of a job: `python -m edgewright_studio.worker EVENTS_FD`, started by `jobs.Job` alone.
 
-The first line of standard input is the order; the rest of it never comes, and its end means that the studio died.
+The first line of standard input is the order. No more comes, and its end means that the studio died.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Work:
 
 def main() -> None:
     """Runs one task and exits."""
-    order = json.loads(sys.stdin.buffer.readline())
+    order = json.loads(_first_line())
     scratch = Path(order["scratch"])
     threading.Thread(target=_stop_with_the_studio, args=(scratch,), daemon=True).start()
     # The window must stay smooth while this computes.
     os.nice(NICENESS)
-    with open(int(sys.argv[1]), "wb") as events:  # noqa: PTH123: a descriptor, not a path
+    with os.fdopen(int(sys.argv[1]), "wb") as events:
         work = Work(scratch, events)
         try:
             module, _, name = order["function"].partition(":")
@@ -116,8 +116,17 @@ def explain(error: Exception) -> Problem:
     )
 
 
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 1) or b"\n"
+    return line
+
+
 def _stop_with_the_studio(scratch: Path) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock would be held by this thread when the interpreter shuts down.
+    while os.read(0, 1):
+        pass
     shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
