@@ -1,5 +1,7 @@
 """What a device can run, and the agent that runs it and keeps it up to date."""
 
+from typing import TYPE_CHECKING, Any
+
 from edgewright_device.artifact import (
     Artifact,
     ArtifactFile,
@@ -8,19 +10,42 @@ from edgewright_device.artifact import (
     write_artifact,
     write_report,
 )
-from edgewright_device.errors import ArtifactError, DeviceError, RunnerError, TargetError
+from edgewright_device.errors import (
+    ArtifactError,
+    DeviceError,
+    RunnerError,
+    ServingError,
+    SlotError,
+    TargetError,
+)
+from edgewright_device.health import HealthReport
+from edgewright_device.journal import Journal, SlotRelease
 from edgewright_device.runner import BACKENDS, Runner
+from edgewright_device.serving import Serving
+from edgewright_device.slots import Slots
 from edgewright_device.target import Target, detect, target_names
+
+if TYPE_CHECKING:
+    from edgewright_device.agent import Agent, Event
 
 __all__ = [
     "BACKENDS",
+    "Agent",
     "Artifact",
     "ArtifactError",
     "ArtifactFile",
     "DeviceError",
+    "Event",
+    "HealthReport",
+    "Journal",
     "Port",
     "Runner",
     "RunnerError",
+    "Serving",
+    "ServingError",
+    "SlotError",
+    "SlotRelease",
+    "Slots",
     "Target",
     "TargetError",
     "detect",
@@ -29,3 +54,12 @@ __all__ = [
     "write_artifact",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The agent brings cryptography along, which running a model does not need.
+    if name in {"Agent", "Event"}:
+        from edgewright_device import agent
+
+        return getattr(agent, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,7 +51,7 @@ app = typer.Typer(
 
 BackendName = Literal["native", "onnxruntime", "reference"]
 State = Annotated[Path, typer.Option("--state", metavar="DIR", help="What the agent keeps, slots and trust.")]
-Backend = Annotated[BackendName, typer.Option(help="The engine that runs the model.")]
+Backend = Annotated[BackendName, typer.Option("--backend", help="The engine that runs the model.")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Writes JSON to a file, or to standard output.")
 ]
@@ -79,7 +79,7 @@ def run(
     root: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The root.json to trust; needed on first use.")
     ] = None,
-    tenant: Annotated[str, typer.Option(help="The server's tenant.")] = "default",
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="The server's tenant.")] = "default",
     backend: Backend = "native",
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serves GET /status and POST /infer there.")
@@ -141,8 +141,7 @@ def run(
 def status(*, state: State, json_to: Json = None) -> None:
     """Shows what each slot holds and what went wrong last; works while the agent runs."""
     data = _journal(state)
-    if json_to is not None:
-        _write_json(json_to, asdict(data))
+    if _write_json(json_to, asdict(data)):
         return
     table = Table("slot", "release", "rollback index", "state", title=str(state))
     for slot in journal.SLOT_NAMES:
@@ -157,25 +156,24 @@ def status(*, state: State, json_to: Json = None) -> None:
         )
     Console(highlight=False).print(table)
     if data.failure is not None:
-        reason = f"last failure: {data.failure.version} at {data.failure.at}: {data.failure.reason}"
-        Console(highlight=False, markup=False, soft_wrap=True).print(reason)
+        _say(f"last failure: {data.failure.version} at {data.failure.at}: {data.failure.reason}")
 
 
 @app.command()
 def rollback(
     *,
     state: State,
-    reason: Annotated[str, typer.Option(help="Why; it is kept in the journal.")] = "rolled back by hand",
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why; it is kept in the journal.")
+    ] = "rolled back by hand",
     json_to: Json = None,
 ) -> None:
     """Goes back to the previous confirmed release. Stop the agent first."""
     before = _journal(state).release
     with Slots(state / _SLOTS) as slots:
         release = slots.roll_back(reason)
-    if json_to is not None:
-        _write_json(json_to, {"from": before.version if before else None, "to": release.version})
-    else:
-        Console(highlight=False).print(f"in use: {release.name} {release.version}")
+    if not _write_json(json_to, {"from": before.version if before else None, "to": release.version}):
+        _say(f"in use: {release.name} {release.version}")
 
 
 @app.command()
@@ -209,10 +207,8 @@ def infer(
         raise typer.BadParameter(f"{source}: {error}") from None
     _write_arrays(target, outputs)
     shapes = {name: list(array.shape) for name, array in outputs.items()}
-    if json_to is not None:
-        _write_json(json_to, {"model": runner.artifact.name, "backend": backend, "outputs": shapes})
-    else:
-        Console(highlight=False, markup=False).print(f"{target}: {shapes}")
+    if not _write_json(json_to, {"model": runner.artifact.name, "backend": backend, "outputs": shapes}):
+        _say(f"{target}: {shapes}")
 
 
 @app.command()
@@ -223,8 +219,7 @@ def plan(
 ) -> None:
     """Prints the integer program of a model."""
     program = ewplan.decode(Artifact.open(path).read(PLAN) if path.is_dir() else _read_file(path))
-    if json_to is not None:
-        _write_json(json_to, _plain(program))
+    if _write_json(json_to, _plain(program)):
         return
     table = Table("#", "operator", "reads", "gives", "shape", "details", title=str(path))
     for number, op in enumerate(program.ops):
@@ -237,9 +232,8 @@ def plan(
             " x ".join(map(str, result.shape)),
             _details(program, op),
         )
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(
+    Console(highlight=False, markup=False).print(table)
+    _say(
         f"{len(program.ops)} operators, {program.weights_bytes} bytes of weights file, "
         f"{program.arena_bytes} bytes of working memory per sample"
     )
@@ -249,10 +243,8 @@ def plan(
 def cpu(*, json_to: Json = None) -> None:
     """Names the kernel paths that this CPU can run, the best first; EDGEWRIGHT_CPU forces one."""
     paths = cpu_paths()
-    if json_to is not None:
-        _write_json(json_to, {"machine": platform.machine(), "paths": list(paths)})
-    else:
-        Console(highlight=False).print("\n".join(paths))
+    if not _write_json(json_to, {"machine": platform.machine(), "paths": list(paths)}):
+        _say("\n".join(paths))
 
 
 def _details(program: ewplan.Plan, op: ewplan.Op) -> str:
@@ -281,6 +273,10 @@ def _plain(value: Any) -> Any:
         data = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         return {"op": type(value).__name__, **data} if isinstance(value, ewplan.OP_KINDS) else data
     return value
+
+
+def _say(text: str) -> None:
+    Console(highlight=False, markup=False, soft_wrap=True).print(text)
 
 
 def _show(event: Event, console: Console, stream: IO[str] | None) -> None:
@@ -317,12 +313,16 @@ def _write_line(stream: IO[str] | None, line: str) -> None:
         stream.flush()
 
 
-def _write_json(json_to: str, data: object) -> None:
+def _write_json(json_to: str | None, data: object) -> bool:
+    """Whether the data went to standard output, which then has no room for words."""
+    if json_to is None:
+        return False
     text = json.dumps(data, indent=1) + "\n"
     if json_to == "-":
         sys.stdout.write(text)
-    else:
-        _write_file(Path(json_to), text.encode())
+        return True
+    _write_file(Path(json_to), text.encode())
+    return False
 
 
 def _write_file(file: Path, data: bytes) -> None:
