@@ -221,7 +221,10 @@ class Agent:
         try:
             release = self._client.release(wanted.name, wanted.version)
             self._install(release, wanted.id)
-        except ServerError:
+        except ServerError as error:
+            # It is tried again; whoever waits for it shall see why it takes so long.
+            with suppress(ServerError):
+                self._ddi.feedback(wanted.id, execution="proceeding", result="none", details=[str(error)])
             raise
         except (OtaError, DeviceError) as error:
             self._emit("error", version=wanted.version, reason=str(error))

@@ -76,6 +76,7 @@ class MemoryClient(Client):
     downloads: list[str] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
     distrusted: set[str] = field(default_factory=set)
+    cut_off: bool = False
     during_download: Callable[[], object] | None = None
 
     def release(self, name: str, version: str) -> Release:
@@ -85,6 +86,10 @@ class MemoryClient(Client):
 
     def download(self, release: Release, package: Package, progress: Any = None) -> Path:
         self.downloads.append(package.filename)
+        if self.cut_off:
+            raise ServerError(
+                f"http://server/{package.filename}: cut off after 10 bytes; it is resumed next time"
+            )
         if self.during_download is not None:
             self.during_download()
         if progress is not None:

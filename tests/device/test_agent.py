@@ -237,6 +237,19 @@ def test_a_damaged_full_package_is_refused_and_leaves_the_old_release(bench: Ben
     assert bench.releases[-1][1].version == "1.0.0"
 
 
+def test_a_download_cut_off_keeps_the_deployment_open_and_says_why(bench: Bench) -> None:
+    agent = bench.boot()
+    bench.client.cut_off = True
+    assert kinds(bench.update("1.0.0")) == ["poll", "downloading", "error"]
+    assert agent.delay_s < 60
+    last = bench.server.reports[-1]
+    assert (last.execution, last.result) == ("proceeding", "none")
+    assert "cut off after 10 bytes" in last.details[0]
+    bench.client.cut_off = False
+    assert kinds(agent.step())[-1] == "confirmed"
+    assert [r.result for r in bench.server.closed] == ["success"]
+
+
 def test_a_full_disk_is_reported_with_the_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = bench.boot()
     bench.update("1.0.0")
