@@ -1,1 +1,122 @@
-"""Takes a trained PyTorch model to a verified, signed artifact."""
+"""Takes a trained PyTorch model to a verified, signed artifact.
+
+    small    = ew.compress(model, recipe, data=data, teacher=teacher)
+    artifact = ew.export(small, target="x86-avx2", calibration=data.train, out="model.ew")
+    report   = ew.verify(artifact, reference=small, data=samples)
+    release  = ew.publish(artifact, report, repository="repo/", version="1.0.0")
+
+Names load on first use, so that `import edgewright` alone imports neither torch nor onnx.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgewright import digits
+    from edgewright.compression import compress
+    from edgewright.data import Data
+    from edgewright.distillation import distill
+    from edgewright.errors import (
+        CompressError,
+        DataError,
+        ExportError,
+        PublishError,
+        RecipeError,
+        SdkError,
+        VerifyError,
+    )
+    from edgewright.exporting import OnnxFile, export, export_onnx
+    from edgewright.latency import Latency, measure
+    from edgewright.models import load_model, save_model
+    from edgewright.progress import OnProgress, Progress
+    from edgewright.publishing import publish
+    from edgewright.recipe import Distill, Finetune, Prune, Quantize, Recipe, Training
+    from edgewright.statistics import sqnr_db, wilson_interval
+    from edgewright.training import evaluate, train
+    from edgewright.verification import Check, VerificationReport, verify
+    from edgewright_device import Artifact, ArtifactError, Runner, Target, detect, target_names
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "Check",
+    "CompressError",
+    "Data",
+    "DataError",
+    "Distill",
+    "ExportError",
+    "Finetune",
+    "Latency",
+    "OnProgress",
+    "OnnxFile",
+    "Progress",
+    "Prune",
+    "PublishError",
+    "Quantize",
+    "Recipe",
+    "RecipeError",
+    "Runner",
+    "SdkError",
+    "Target",
+    "Training",
+    "VerificationReport",
+    "VerifyError",
+    "compress",
+    "detect",
+    "digits",
+    "distill",
+    "evaluate",
+    "export",
+    "export_onnx",
+    "load_model",
+    "measure",
+    "publish",
+    "save_model",
+    "sqnr_db",
+    "target_names",
+    "train",
+    "verify",
+    "wilson_interval",
+]
+
+_HOMES = {
+    "compression": ("compress",),
+    "data": ("Data",),
+    "distillation": ("distill",),
+    "errors": (
+        "CompressError",
+        "DataError",
+        "ExportError",
+        "PublishError",
+        "RecipeError",
+        "SdkError",
+        "VerifyError",
+    ),
+    "exporting": ("OnnxFile", "export", "export_onnx"),
+    "latency": ("Latency", "measure"),
+    "models": ("load_model", "save_model"),
+    "progress": ("OnProgress", "Progress"),
+    "publishing": ("publish",),
+    "recipe": ("Distill", "Finetune", "Prune", "Quantize", "Recipe", "Training"),
+    "statistics": ("sqnr_db", "wilson_interval"),
+    "training": ("evaluate", "train"),
+    "verification": ("Check", "VerificationReport", "verify"),
+}
+_HOME_OF = {name: f"edgewright.{module}" for module, names in _HOMES.items() for name in names}
+_HOME_OF |= dict.fromkeys(
+    ("Artifact", "ArtifactError", "Runner", "Target", "detect", "target_names"), "edgewright_device"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "digits":
+        return import_module("edgewright.digits")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value  # over the submodule of the same name that the import just bound
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -116,4 +116,5 @@ def _edge(value: FloatArray, port: Port, random: np.random.Generator) -> FloatAr
     if kind == 1:  # only the two ends
         return np.where(value > value.mean(), high, low).astype(np.float32)
     constant = random.choice([low, high]) if kind == 2 else random.uniform(low, high)
-    return np.full(value.shape, constant, np.float32)
+    filled: FloatArray = np.full(value.shape, constant, np.float32)
+    return filled

@@ -6,7 +6,8 @@
     ├── CompressError   a model cannot be trained, distilled or pruned as asked
     ├── ExportError     a model cannot be turned into an artifact for the targets asked for
     ├── VerifyError     an artifact and its reference cannot be compared
-    └── PublishError    an artifact may not, or cannot, become a release
+    ├── PublishError    an artifact may not, or cannot, become a release
+    └── DemoError       a step of the demo did not end as it must
 
 A caller's own mistake (a wrong argument in code) is a ValueError.
 """
@@ -38,3 +39,7 @@ class VerifyError(SdkError):
 
 class PublishError(SdkError):
     """An artifact may not, or cannot, become a release."""
+
+
+class DemoError(SdkError):
+    """A step of the demo did not end as it must."""

@@ -32,27 +32,30 @@ _T = TypeVar("_T")
 
 
 def float_graph(
-    model: nn.Module | str | Path, example_inputs: Sequence[Any] | None = None
+    model: nn.Module | Path, example_inputs: Sequence[Any] | None = None, *, slim: bool = True
 ) -> onnx.ModelProto:
-    """The model as a normalized float32 ONNX graph with a free batch size, its weights in memory.
+    """The model as a float32 ONNX graph with a free batch size, its weights in memory.
 
     Args:
         model: A module, or the path of a `.pt2` program or a float `.onnx` file.
         example_inputs: For a module: tensors or arrays as `forward` takes them, the batch first.
+        slim: Normalize the graph.
 
     Raises:
         ExportError: The file is missing, damaged or incomplete; or the module cannot be traced.
     """
-    if isinstance(model, str | Path):
-        path = Path(model)
-        if path.suffix == ".onnx":
-            return normalize(_existing(path, _read_onnx))
-        if path.suffix == ".pt2":
-            return normalize(_from_torch(_existing(path, _read_pt2), None))
-        raise ExportError(f"{path}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
-    if example_inputs is None:
+    if isinstance(model, Path):
+        if model.suffix == ".onnx":
+            graph = _existing(model, _read_onnx)
+        elif model.suffix == ".pt2":
+            graph = _from_torch(_existing(model, _read_pt2), None)
+        else:
+            raise ExportError(f"{model}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
+    elif example_inputs is None:
         raise ExportError("an nn.Module needs example_inputs, the arguments of one call, to be exported")
-    return normalize(_from_torch(copy.deepcopy(model).eval(), example_inputs))
+    else:
+        graph = _from_torch(copy.deepcopy(model).eval(), example_inputs)
+    return normalize(graph) if slim else graph
 
 
 def normalize(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -223,7 +226,7 @@ def _read_pt2(path: Path) -> torch.export.ExportedProgram:
     import torch
 
     try:
-        with _quiet():
+        with quiet():
             return torch.export.load(path)
     except Exception as error:  # torch raises many kinds for a damaged archive
         raise ExportError(f"{path}: not a torch.export program, or damaged ({error})") from None
@@ -249,7 +252,7 @@ def _from_torch(
         batch = torch.export.Dim("N", min=1, max=1 << 20)
         arguments = {"args": tensors, "dynamic_shapes": tuple({0: batch} for _ in tensors)}
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model,
                 **arguments,
@@ -275,7 +278,7 @@ def _two(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter's own deprecations and its log of absent optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

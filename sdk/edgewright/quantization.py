@@ -236,7 +236,8 @@ class _Quantizer:
         ratio = fresh / old
         keep = (ratio <= 1 + BASE_OVERSHOOT) & (ratio >= BASE_USE) & (old >= least)
         self.kept += int(keep.sum())
-        return np.where(keep, old, fresh).astype(np.float32)
+        chosen: npt.NDArray[np.float32] = np.where(keep, old, fresh).astype(np.float32)
+        return chosen
 
     def _dequantized_constant(
         self, name: str, integers: npt.NDArray[Any], scale: npt.NDArray[np.float32], scale_name: str
@@ -244,10 +245,13 @@ class _Quantizer:
         for key, value in ((name, integers), (scale_name, scale)):
             self.weights[key] = value
             set_initializer(self.model, key, value)
+        inputs = [name, scale_name]
+        if integers.dtype == np.int8:
+            # Zero is the default, but ONNX Runtime's rewrites of 8-bit weights want it spelled out.
+            inputs.append(f"{name}_zero_point")
+            set_initializer(self.model, inputs[2], np.zeros(len(integers), np.int8))
         self.nodes.append(
-            helper.make_node(
-                "DequantizeLinear", [name, scale_name], [f"{name}_dequantized"], name=f"{name}_dq", axis=0
-            )
+            helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_dq", axis=0)
         )
         return f"{name}_dequantized"
 

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +18,10 @@ import safetensors.numpy
 
 from edgewright.calibrate import Grid, Observed, observe
 from edgewright.errors import ExportError
-from edgewright.graph import float_graph, onnx_function, value_shapes
+from edgewright.graph import float_graph, normalize, onnx_function, value_shapes
 from edgewright.lower import lower
 from edgewright.progress import OnProgress, Progress
-from edgewright.quantize import BaseGrids, Quantized, activations_to_observe, quantize_graph
+from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
 from edgewright_device import Artifact, Port, Target, encode_golden, write_artifact
 from edgewright_kernels import Engine
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 GOLDEN_SAMPLES = 8
 MAX_CALIBRATION_SAMPLES = 1024
+OPTIMIZED_TOLERANCE = 1e-4
 
 Backend = Literal["native", "onnxruntime"]
 Samples = dict[str, npt.NDArray[np.float32]]
@@ -135,6 +137,77 @@ def export(
     )
     report(Progress(step="write", done=1, total=1))
     return artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxFile:
+    """A float32 ONNX file that was written.
+
+    Attributes:
+        path: Where.
+        nodes: Operators in the graph.
+        size_bytes: Of the file.
+        largest_error: Largest absolute difference that optimization made on random inputs, relative to the
+            largest output; None when it was not asked for.
+    """
+
+    path: Path
+    nodes: int
+    size_bytes: int
+    largest_error: float | None
+
+
+def export_onnx(
+    model: nn.Module | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    example_inputs: Any = None,
+    optimize: bool = False,
+) -> OnnxFile:
+    """Writes a model as float32 ONNX.
+
+    Args:
+        model: A module, or the path of a `.pt2` or `.onnx` file.
+        out: The file to write.
+        example_inputs: For a module: the arguments of one call.
+        optimize: Simplify the graph (onnxslim, then one form for equal things); the result is compared with
+            the graph before on random inputs, and refused when it differs.
+
+    Raises:
+        ExportError: The model cannot be read or traced, or the optimized graph is not equal.
+    """
+    source = Path(model) if isinstance(model, str | os.PathLike) else model
+    graph = float_graph(source, None if example_inputs is None else _as_tuple(example_inputs), slim=False)
+    error = None
+    if optimize:
+        before, graph = graph, normalize(graph)
+        error = _largest_error(before, graph)
+        if error > OPTIMIZED_TOLERANCE:
+            raise ExportError(
+                f"the optimized graph differs by {error:.2g} of the largest output; nothing was written"
+            )
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(graph.SerializeToString(deterministic=True))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return OnnxFile(
+        path=path, nodes=len(graph.graph.node), size_bytes=path.stat().st_size, largest_error=error
+    )
+
+
+def _largest_error(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
+    """Largest absolute difference of two graphs on random inputs, relative to the largest output."""
+    random = np.random.default_rng(0)
+    shapes = value_shapes(before)
+    names = [i.name for i in before.graph.input]
+    _check_ports(before)
+    feed = {n: random.random((8, *(d or 1 for d in shapes[n][1:])), np.float32) for n in names}
+    a, b = onnx_function(before)(feed), onnx_function(after)(feed)
+    return max(float(np.abs(a[n] - b[n]).max() / max(np.abs(a[n]).max(), 1e-30)) for n in a)
 
 
 def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:

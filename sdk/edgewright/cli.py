@@ -1,0 +1,382 @@
+"""`edgewright` and `ds_export`: the trip from a trained model to a signed release, on the command line."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from edgewright.console import DID_NOT_HOLD, JsonOption, console_for, emit, progress_bar, run
+from edgewright.errors import ExportError, PublishError, VerifyError
+from edgewright_device import BACKENDS, Artifact, Runner, Target, detect, target_names
+
+app = typer.Typer(
+    name="edgewright",
+    help="Take a trained PyTorch model to a fleet of edge devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="FILE.py:NAME or package.module:NAME; calling NAME gives the nn.Module.", metavar="MODEL"
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="Its weights, a safetensors state dict.")]
+DataFile = Annotated[
+    Path, typer.Option("--data", help=".npz with x and y, or x_train, y_train, x_validation, y_validation.")
+]
+TeacherOption = Annotated[
+    str | None, typer.Option("--teacher", help="The teacher, as MODEL.", metavar="MODEL")
+]
+TeacherWeights = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
+ArtifactPath = Annotated[Path, typer.Argument(help="An artifact, NAME.ew.", metavar="ARTIFACT")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="A target's name or TOML file; this machine if left out.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where artifacts, repository and device go.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(help="Fixes all training.")] = 0,
+    json_to: JsonOption = None,
+) -> None:
+    """The whole trip on handwritten digits: compress, verify, publish, update, roll back."""
+    from edgewright.demo import run_demo, show
+
+    console = console_for(json_to)
+    result = run_demo(out, seed=seed, console=console)
+    show(result, console)
+    emit(json_to, result)
+
+
+@app.command()
+def compress(
+    model: Model,
+    recipe: Annotated[Path, typer.Option(help="The recipe, TOML.")],
+    data: DataFile,
+    out: Annotated[Path, typer.Option(help="The compressed model, .pt2.")],
+    weights: Weights = None,
+    teacher: TeacherOption = None,
+    teacher_weights: TeacherWeights = None,
+    json_to: JsonOption = None,
+) -> None:
+    """Distil, prune and fine-tune a model as a recipe says; the result is a .pt2 program."""
+    import edgewright as ew
+
+    console = console_for(json_to)
+    how = ew.Recipe.from_toml(recipe)
+    samples = ew.Data.from_npz(data)
+    given = ew.load_model(model, weights)
+    guide = ew.load_model(teacher, teacher_weights) if teacher else None
+    with progress_bar(console) as progress:
+        small = ew.compress(given, how, data=samples, teacher=guide, progress=progress)
+    _save_compressed(given, small, samples, out, console, json_to)
+
+
+@app.command()
+def distill(
+    student: Model,
+    teacher: Annotated[str, typer.Option(help="The teacher, as MODEL.", metavar="MODEL")],
+    data: DataFile,
+    out: Annotated[Path, typer.Option(help="The trained student, .pt2.")],
+    weights: Weights = None,
+    teacher_weights: TeacherWeights = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    temperature: Annotated[float, typer.Option(help="Softens both outputs.")] = 4.0,
+    alpha: Annotated[float, typer.Option(help="Weight of the teacher, 0..1.")] = 0.7,
+    seed: Annotated[int, typer.Option()] = 0,
+    json_to: JsonOption = None,
+) -> None:
+    """Train a student from a teacher's outputs; the result is a .pt2 program."""
+    import edgewright as ew
+
+    console = console_for(json_to)
+    try:
+        how = ew.Distill(epochs=epochs, learning_rate=learning_rate, temperature=temperature, alpha=alpha)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    samples = ew.Data.from_npz(data)
+    given = ew.load_model(student, weights)
+    guide = ew.load_model(teacher, teacher_weights)
+    recipe = ew.Recipe(name="distill", seed=seed, distill=how)
+    with progress_bar(console) as progress:
+        small = ew.compress(given, recipe, data=samples, teacher=guide, progress=progress)
+    _save_compressed(given, small, samples, out, console, json_to)
+
+
+def _save_compressed(
+    before: Any, after: Any, samples: Any, out: Path, console: Any, json_to: str | None
+) -> None:
+    import edgewright as ew
+
+    if out.suffix != ".pt2":
+        raise ExportError(f"{out}: the compressed model is a torch.export program; name it NAME.pt2")
+    example = next(iter(samples.validation))[0]
+    ew.save_model(after, (example,), out)
+    rows = {
+        name: {
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "accuracy": ew.evaluate(module, samples.validation),
+        }
+        for name, module in (("before", before), ("after", after))
+    }
+    table = Table("", "parameters", "validation accuracy")
+    for name, row in rows.items():
+        table.add_row(name, f"{row['parameters']:,}", f"{100 * row['accuracy']:.2f} %")
+    console.print(table)
+    console.print(f"wrote {out}")
+    emit(json_to, {"model": str(out), **rows})
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A .pt2 program or a float .onnx file.", metavar="MODEL")],
+    calibration: Annotated[
+        Path | None, typer.Option(help=".npz with x, or with an array for each input.")
+    ] = None,
+    target: TargetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; beside the model if left out.")] = None,
+    file_format: Annotated[
+        Literal["artifact", "onnx"], typer.Option("--format", help="artifact: INT8; onnx: float32.")
+    ] = "artifact",
+    optimize: Annotated[
+        bool,
+        typer.Option("--optimize", help="With --format onnx: simplify the graph, and check it is equal."),
+    ] = False,
+    base: Annotated[
+        Path | None, typer.Option(help="The artifact now on the devices: keeps updates small.")
+    ] = None,
+    backend: Annotated[
+        Literal["native", "onnxruntime"],
+        typer.Option(help="onnxruntime takes operators that the native engine lacks."),
+    ] = "native",
+    json_to: JsonOption = None,
+) -> None:
+    """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX."""
+    import edgewright as ew
+
+    console = console_for(json_to)
+    if file_format == "onnx":
+        written = ew.export_onnx(model, out or model.with_suffix(".onnx"), optimize=optimize)
+        console.print(f"wrote {written.path}: {written.nodes} nodes, {written.size_bytes:,} bytes")
+        if written.largest_error is not None:
+            console.print(f"optimized; largest difference on random inputs {written.largest_error:.2g}")
+        emit(json_to, asdict(written) | {"path": str(written.path)})
+        return
+    if calibration is None:
+        raise typer.BadParameter("an INT8 artifact needs samples to calibrate on", param_hint="--calibration")
+    if optimize:
+        raise typer.BadParameter("an artifact is always optimized; --optimize is for --format onnx")
+    with progress_bar(console) as progress:
+        artifact = ew.export(
+            model,
+            target=Target.load(target) if target else detect(),
+            calibration=_samples(calibration),
+            out=out or model.with_suffix(".ew"),
+            base=Artifact.open(base) if base else None,
+            backend=backend,
+            progress=progress,
+        )
+    table = Table("file", "bytes", title=f"{artifact.path}", title_justify="left")
+    for name, file in artifact.files.items():
+        table.add_row(name, f"{file.size_bytes:,}")
+    console.print(table)
+    emit(
+        json_to,
+        {
+            "artifact": str(artifact.path),
+            "digest": artifact.digest,
+            "targets": artifact.targets,
+            "size_bytes": artifact.size_bytes,
+            "files": {name: file.size_bytes for name, file in artifact.files.items()},
+        },
+    )
+
+
+def _samples(path: Path) -> Any:
+    """The samples in an .npz: x, or x_train, for a model with one input; else arrays by input name."""
+    import numpy as np
+
+    if not path.is_file():
+        raise ExportError(f"{path}: there is no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise ExportError(f"{path}: not an .npz of plain arrays ({error})") from None
+    for name in ("x", "x_train", "x_validation"):
+        if name in arrays:
+            return arrays[name]
+    return arrays
+
+
+@app.command()
+def verify(
+    artifact: ArtifactPath,
+    reference: Annotated[Path, typer.Option(help="The float model it was made from, .pt2 or .onnx.")],
+    cases: Annotated[int, typer.Option(min=20, help="Generated cases.")] = 1000,
+    data: Annotated[Path | None, typer.Option(help=".npz with real samples that cases grow from.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the cases.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
+    json_to: JsonOption = None,
+) -> None:
+    """Compare an artifact with its integer definition, bit for bit, and with the float model."""
+    import json
+
+    import edgewright as ew
+
+    console = console_for(json_to)
+    opened = Artifact.open(artifact)
+    with progress_bar(console) as progress:
+        found = ew.verify(
+            opened,
+            reference=reference,
+            cases=cases,
+            data=_samples(data) if data else None,
+            seed=seed,
+            progress=progress,
+        )
+    table = Table(
+        "check", "found", "allowed", "verdict", title=f"{artifact}: {cases} cases", title_justify="left"
+    )
+    for check in found.checks:
+        spread = f"  ({check.interval[0]:.4f} to {check.interval[1]:.4f})" if check.interval else ""
+        color = {"passed": "green", "failed": "red"}.get(check.verdict, "yellow")
+        table.add_row(
+            check.what,
+            f"{check.value:.4g} {check.unit}{spread}",
+            f"{check.bound:g}",
+            f"[{color}]{check.verdict}[/]",
+        )
+    console.print(table)
+    if report:
+        report.write_text(found.to_json(), "utf-8")
+    emit(json_to, json.loads(found.to_json()))
+    if not found.passed:
+        raise typer.Exit(DID_NOT_HOLD)
+
+
+@app.command()
+def bench(
+    artifact: ArtifactPath,
+    reference: Annotated[
+        Path | None, typer.Option(help="A float .onnx to time beside it, in ONNX Runtime.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, interleaved.")] = 200,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of ONNX Runtime; the native engine has one.")
+    ] = 1,
+    json_to: JsonOption = None,
+) -> None:
+    """Latency of an artifact on each backend here: paired and interleaved, minimum and median."""
+    import numpy as np
+
+    import edgewright as ew
+    from edgewright.latency import onnx_call
+
+    console = console_for(json_to)
+    opened = Artifact.open(artifact)
+    golden = opened.golden()[0]
+    inputs = {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
+    backends = [b for b in BACKENDS if b != "reference" and (b != "native" or "plan.bin" in opened.files)]
+    calls: dict[str, Any] = {}
+    for backend in backends:
+        runner = Runner(opened, backend=backend, threads=threads)
+        calls[backend] = lambda runner=runner: runner.run(inputs)
+    if reference:
+        calls["float"] = onnx_call(reference, list(inputs.values()), threads=threads)
+    times = ew.measure(calls, rounds=rounds)
+    best = min(t.min_ms for t in times.values())
+    table = Table("backend", "min ms", "median ms", "ratio to the fastest")
+    for name, time in times.items():
+        table.add_row(name, f"{time.min_ms:.4f}", f"{time.median_ms:.4f}", f"{time.min_ms / best:.2f}")
+    console.print(table)
+    emit(json_to, {name: asdict(time) for name, time in times.items()})
+
+
+@app.command()
+def targets(json_to: JsonOption = None) -> None:
+    """The hardware that comes described, and this machine."""
+    from edgewright_device import TargetError
+
+    console = console_for(json_to)
+    try:
+        here: str | None = detect().name
+    except TargetError:
+        here = None
+    table = Table("target", "hardware", "architecture", "SIMD", "backends", "status")
+    known = [Target.load(name) for name in target_names()]
+    for target in known:
+        table.add_row(
+            f"{target.name} (here)" if target.name == here else target.name,
+            target.title,
+            target.arch,
+            ", ".join(target.instruction_sets) or "base",
+            ", ".join(target.backends),
+            target.status,
+        )
+    console.print(table)
+    console.print(
+        "status: run = the tests run on it; tested = unit-tested; documented = from documentation alone"
+    )
+    emit(json_to, {"here": here, "targets": [asdict(t) for t in known]})
+
+
+@app.command()
+def publish(
+    artifact: ArtifactPath,
+    report: Annotated[Path, typer.Option(help="What `edgewright verify --report` wrote.")],
+    repository: Annotated[Path, typer.Option(help="Made, with its keys, on first use.")],
+    version: Annotated[str, typer.Option(help="Semantic version, newer than the last.")],
+    rollback_index: Annotated[
+        int, typer.Option(min=0, help="Devices never go below the highest they confirmed.")
+    ] = 0,
+    json_to: JsonOption = None,
+) -> None:
+    """Sign a verified artifact as a release, with a delta against the release before."""
+    import edgewright as ew
+
+    console = console_for(json_to)
+    opened = Artifact.open(artifact)
+    try:
+        text = report.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VerifyError(f"{report}: cannot be read ({error})") from None
+    found = ew.VerificationReport.from_json(text)
+    try:
+        release = ew.publish(
+            opened, found, repository=repository, version=version, rollback_index=rollback_index
+        )
+    except PublishError as error:
+        sys.stderr.write(f"not published: {error}\n")
+        raise typer.Exit(DID_NOT_HOLD) from None
+    table = Table("package", "bytes", title=f"{release.name} {release.version}", title_justify="left")
+    for package in release.packages:
+        table.add_row(package.filename, f"{package.size_bytes:,}")
+    console.print(table)
+    emit(
+        json_to,
+        {"name": release.name, "version": release.version, "packages": [asdict(p) for p in release.packages]},
+    )
+
+
+def main() -> None:
+    """The `edgewright` command."""
+    run(app)
+
+
+def main_ds_export() -> None:
+    """The `ds_export` command, another name for `edgewright export`."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name="ds_export", help=export.__doc__)(export)
+    run(alone)

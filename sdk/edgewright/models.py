@@ -1,0 +1,108 @@
+"""Models on disk, as commands name them: `.pt2`, `.onnx`, or a class or function in a Python file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewright.errors import CompressError, ExportError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
+    """Makes an nn.Module from code.
+
+    Args:
+        source: `FILE.py:NAME` or `package.module:NAME`; NAME is called without arguments and gives the
+            module. The code is run, so name only code you trust.
+        weights: A safetensors file with its state dict; the module's own initial weights if left out.
+
+    Raises:
+        CompressError: No such file, module or name; or the weights do not fit.
+    """
+    import torch
+
+    place, _, name = source.rpartition(":")
+    if not place or not name:
+        raise CompressError(
+            f"{source}: not a model in code; write FILE.py:NAME or package.module:NAME, NAME being what "
+            "makes the module"
+        )
+    factory = getattr(_import(place), name, None)
+    if factory is None:
+        raise CompressError(f"{source}: {place} has no {name!r}")
+    model = factory()
+    if not isinstance(model, torch.nn.Module):
+        raise CompressError(f"{source}: calling {name!r} gave a {type(model).__name__}, not an nn.Module")
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return model.eval()
+
+
+def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os.PathLike[str]) -> None:
+    """Writes a module as a `.pt2` program with a free batch size, whole or not at all.
+
+    Args:
+        model: Is left as it is.
+        example_inputs: Arguments of one call, tensors with a batch of at least 2 first.
+        path: Ends in `.pt2`.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+    """
+    import torch
+
+    from edgewright.graph import quiet
+
+    out = Path(path)
+    batch = torch.export.Dim("N", min=1, max=1 << 20)
+    try:
+        with quiet():
+            program = torch.export.export(
+                model.eval(), example_inputs, dynamic_shapes=tuple({0: batch} for _ in example_inputs)
+            )
+    except Exception as error:  # torch raises many kinds for code it cannot trace
+        raise ExportError(f"torch cannot trace this model: {error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp.pt2")
+    try:
+        torch.export.save(program, temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise CompressError(f"{place}: cannot be imported ({error})") from error
+    path = Path(place)
+    if not path.is_file():
+        raise CompressError(f"{place}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    import safetensors
+    import safetensors.torch
+
+    if not path.is_file():
+        raise CompressError(f"{path}: there is no such file")
+    try:
+        safetensors.torch.load_model(model, str(path))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise CompressError(f"{path}: does not fit the model ({error})") from None
