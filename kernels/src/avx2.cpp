@@ -16,8 +16,7 @@ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 __m256i load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
 __m128i load_half(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
 
-// ---- requantization
-// -------------------------------------------------------------------------------------------
+// ---- requantization ----
 
 // The constants of eight output channels. AVX2 has no arithmetic 64-bit shift, so 2^63 is added before a
 // logical one and 2^(63-shift) taken off after it. Only the low 32 bits are kept; `lowest` and `highest`
@@ -92,8 +91,7 @@ inline void store(uint8_t* y, __m128i bytes, int64_t count) {
   }
 }
 
-// ---- dense: widened patches times packed panels
-// -----------------------------------------------------------------
+// ---- dense: widened patches times packed panels ----
 
 // Output channels are packed in panels of 16, and of 8 where at most 8 are left. A panel is the Channels of
 // each eight, then for each pair of terms and each channel its two weights. An odd last term is paired with a
@@ -289,8 +287,7 @@ void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8
   }
 }
 
-// ---- depthwise: two taps at a time
-// --------------------------------------------------------------------------------
+// ---- depthwise: two taps at a time ----
 
 // Channels are packed in sixteens: their Channels, then for each pair of taps 32 words, as vpunpck
 // interleaves two taps of sixteen channels. So the first vector has channels 0-3 and 8-11, the second the
@@ -405,8 +402,7 @@ void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, u
   }
 }
 
-// ---- add
-// ----------------------------------------------------------------------------------------------------------
+// ---- add ----
 
 void add(const Addition& op, const uint8_t* a, const uint8_t* b, int64_t count, uint8_t* y) {
   const int64_t ma = op.multiplier[0], mb = op.multiplier[1];

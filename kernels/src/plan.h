@@ -1,5 +1,5 @@
-// The integer program as plan.bin holds it. plan.py is the specification; this is its second, independent
-// reader.
+// The integer program as plan.bin holds it: the second reader, independent of plan.py. What it means is said
+// in program.py.
 #pragma once
 
 #include <cstddef>
