@@ -114,7 +114,8 @@ def _edge(value: FloatArray, port: Port, random: np.random.Generator) -> FloatAr
         span = float(value.max() - value.min()) or 1.0
         return ((value - value.min()) / np.float32(span) * (high - low) + low).astype(np.float32)
     if kind == 1:  # only the two ends
-        return np.where(value > value.mean(), high, low).astype(np.float32)
+        ends: FloatArray = np.where(value > value.mean(), high, low).astype(np.float32)
+        return ends
     constant = random.choice([low, high]) if kind == 2 else random.uniform(low, high)
     filled: FloatArray = np.full(value.shape, constant, np.float32)
     return filled

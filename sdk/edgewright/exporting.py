@@ -24,7 +24,7 @@ from edgewright.progress import OnProgress, Progress
 from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
 from edgewright_device import Artifact, Port, Target, encode_golden, write_artifact
-from edgewright_kernels import Engine
+from edgewright_kernels import Engine, KernelError
 from edgewright_kernels.plan import ByteRange, encode
 
 if TYPE_CHECKING:
@@ -121,8 +121,11 @@ def export(
                 f"the model needs {needed} bytes (weights and arena), target {target.name!r} has "
                 f"{target.memory_bytes}; compress it further"
             )
-        files["plan.bin"] = encode(plan)
-        golden = Engine(files["plan.bin"], weights).run(golden_inputs)
+        try:
+            files["plan.bin"] = encode(plan)
+            golden = Engine(files["plan.bin"], weights).run(golden_inputs)
+        except (KernelError, ValueError) as error:
+            raise ExportError(f"the native engine cannot run this model: {error}") from error
     else:
         golden = onnx_function(quantized.model)(golden_inputs)
     files["golden.npz"] = encode_golden(golden_inputs, golden)
