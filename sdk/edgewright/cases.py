@@ -112,7 +112,8 @@ def _edge(value: FloatArray, port: Port, random: np.random.Generator) -> FloatAr
     low, high = np.float32(port.minimum), np.float32(port.maximum)
     if kind == 0:  # stretched to the whole range
         span = float(value.max() - value.min()) or 1.0
-        return ((value - value.min()) / np.float32(span) * (high - low) + low).astype(np.float32)
+        stretched: FloatArray = (value - value.min()) / np.float32(span) * (high - low) + low
+        return stretched
     if kind == 1:  # only the two ends
         ends: FloatArray = np.where(value > value.mean(), high, low).astype(np.float32)
         return ends
