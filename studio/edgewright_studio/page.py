@@ -15,7 +15,6 @@ from PySide6.QtWidgets import (
     QProgressBar,
     QPushButton,
     QSizePolicy,
-    QSpinBox,
     QStackedWidget,
     QVBoxLayout,
     QWidget,
@@ -84,18 +83,6 @@ class Choice(QComboBox):
         painter.setPen(QPen(self.palette().color(QPalette.ColorRole.Dark), 1.6))
         x, y = self.width() - 16.0, self.height() / 2.0
         painter.drawPolyline([QPointF(x - 4, y - 2), QPointF(x, y + 2), QPointF(x + 4, y - 2)])
-
-    def wheelEvent(self, event: QWheelEvent) -> None:
-        """Leaves the wheel to the page."""
-        event.ignore()
-
-
-class Whole(QSpinBox):
-    """A field for a whole number, without buttons; arrow keys step it, the mouse wheel does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         """Leaves the wheel to the page."""

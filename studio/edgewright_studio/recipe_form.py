@@ -9,11 +9,9 @@ from PySide6.QtCore import QEvent, QObject, Signal, SignalInstance
 from PySide6.QtWidgets import QCheckBox, QFormLayout, QFrame, QLabel, QLineEdit, QVBoxLayout, QWidget
 
 import edgewright as ew
-from edgewright_studio.page import Choice, Whole, caption, card, label, restyle
+from edgewright_studio.page import Choice, caption, card, label, restyle
 from edgewright_studio.recipe_fields import FormField, Part, Values, make_recipe, parts, problem_in, values_of
 from edgewright_studio.results import write_text
-
-_MOST = 2**31 - 1
 
 
 class RecipeForm(QWidget):
@@ -31,10 +29,11 @@ class RecipeForm(QWidget):
         super().__init__()
         self._name = "recipe"
         self._sections = [_Section(part) for part in parts()]
-        self._seed = Whole()
-        self._seed.setRange(0, _MOST)
+        self._seed = QLineEdit()
         self._seed.setAccessibleName("Seed")
-        self._seed.valueChanged.connect(self.changed)
+        self._seed.textChanged.connect(self._seed_changed)
+        self._seed_error = label(role="bad", wrap=True)
+        self._seed_error.hide()
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(12)
@@ -45,12 +44,13 @@ class RecipeForm(QWidget):
         frame = card()
         form = _form(frame)
         form.addRow(caption("Seed"), self._seed)
+        form.addRow(self._seed_error)
         column.addWidget(frame)
 
     def set_recipe(self, recipe: ew.Recipe) -> None:
         """Shows a recipe."""
         self._name = recipe.name
-        self._seed.setValue(min(recipe.seed, _MOST))
+        self._seed.setText(str(recipe.seed))
         values = values_of(recipe)
         for section in self._sections:
             section.set_values(values[section.part.name])
@@ -63,7 +63,7 @@ class RecipeForm(QWidget):
 
     def problem(self) -> str:
         """What is wrong, in one line; empty when nothing is."""
-        return next((text for s in self._sections if (text := s.problem)), "")
+        return next((text for s in self._sections if (text := s.problem)), self._seed_problem())
 
     def recipe(self) -> ew.Recipe:
         """The recipe as the form has it.
@@ -72,7 +72,7 @@ class RecipeForm(QWidget):
             ValueError: Something is wrong; `problem` says what.
         """
         values = {s.part.name: s.values() for s in self._sections}
-        return make_recipe(self._name, self._seed.value(), values)
+        return make_recipe(self._name, _number_in(self._seed.text(), int), values)
 
     def load(self, path: Path) -> None:
         """Fills the form from a recipe file.
@@ -90,6 +90,20 @@ class RecipeForm(QWidget):
             OSError: The file cannot be written.
         """
         write_text(path, self.recipe().to_toml())
+
+    def _seed_changed(self) -> None:
+        problem = self._seed_problem()
+        self._seed_error.setText(problem)
+        self._seed_error.setVisible(bool(problem))
+        restyle(self._seed, wrong="true" if problem else "false")
+        self.changed.emit()
+
+    def _seed_problem(self) -> str:
+        try:
+            make_recipe(self._name, _number_in(self._seed.text(), int), {})
+        except ValueError as error:
+            return str(error)
+        return ""
 
 
 class _Section(QFrame):
@@ -206,22 +220,15 @@ def _form(owner: QWidget) -> QFormLayout:
 
 
 def _input(each: FormField) -> QWidget:
-    if each.kind == "int":
-        spin = Whole()
-        spin.setRange(int(max(each.low, -_MOST)), int(min(each.high, _MOST)))
-        spin.setValue(int(each.default or 0))
-        return spin
     if each.kind == "choice":
         box = Choice()
         box.addItems([str(c) for c in each.choices])
         box.setCurrentIndex(each.choices.index(each.default))
         return box
-    return QLineEdit(_number_text(each.default))
+    return QLineEdit(_text(each.default))
 
 
 def _changes(widget: QWidget) -> SignalInstance:
-    if isinstance(widget, Whole):
-        return widget.valueChanged
     if isinstance(widget, Choice):
         return widget.currentIndexChanged
     assert isinstance(widget, QLineEdit)
@@ -229,29 +236,29 @@ def _changes(widget: QWidget) -> SignalInstance:
 
 
 def _set_value(widget: QWidget, each: FormField, value: Any) -> None:
-    if isinstance(widget, Whole):
-        widget.setValue(value)
-    elif isinstance(widget, Choice):
+    if isinstance(widget, Choice):
         widget.setCurrentIndex(each.choices.index(value))
     elif isinstance(widget, QLineEdit):
-        widget.setText(_number_text(value))
+        widget.setText(_text(value))
 
 
 def _value(widget: QWidget, each: FormField) -> Any:
-    """What the field holds; text that is no number stays text, and the recipe says what is wrong with it."""
-    if isinstance(widget, Whole):
-        return widget.value()
     if isinstance(widget, Choice):
         return each.choices[widget.currentIndex()]
     assert isinstance(widget, QLineEdit)
-    text = widget.text().strip()
-    if each.kind == "float":
-        try:
-            return float(text)
-        except ValueError:
-            return text
-    return text
+    return _number_in(widget.text(), {"int": int, "float": float}.get(each.kind, str))
 
 
-def _number_text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value if value is not None else "")
+def _number_in(text: str, kind: type[int] | type[float] | type[str]) -> Any:
+    """The number; what is none stays text, and the recipe says what is wrong with it."""
+    try:
+        return kind(text.strip())
+    except ValueError:
+        return text
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return "" if value is None else str(value)

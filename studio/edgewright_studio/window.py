@@ -59,6 +59,8 @@ class MainWindow(QMainWindow):
         self.setContextMenuPolicy(Qt.ContextMenuPolicy.NoContextMenu)
         self.resize(1280, 820)
         self.setMinimumSize(900, 600)
+        # Before there are widgets: they take the font as it is when they are made.
+        theme.apply(_application(), theme.colors_for(settings.theme, _application()))
         self._settings = settings
         self._examples = examples
         self._functions = functions or Functions()
@@ -437,7 +439,6 @@ class MainWindow(QMainWindow):
         dock.setFeatures(QDockWidget.DockWidgetFeature.DockWidgetClosable)
         bar = QWidget()
         bar.setObjectName("dockTitle")
-        bar.setProperty("side", "bottom" if area is Qt.DockWidgetArea.BottomDockWidgetArea else "right")
         bar.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         row = QHBoxLayout(bar)
         row.setContentsMargins(0, 0, 0, 0)

@@ -22,10 +22,10 @@ from edgewright_studio.window import MainWindow
 HERE = Path(__file__).parent
 FAKES = Functions(
     open_document="edgewright_studio.tasks:open_document",
-    list_targets="fake_tasks:list_targets",
-    compress_digits="fake_tasks:compress",
-    compress="fake_tasks:compress",
-    export="fake_tasks:compress",
+    list_targets="studio.fake_tasks:list_targets",
+    compress_digits="studio.fake_tasks:compress",
+    compress="studio.fake_tasks:compress",
+    export="studio.fake_tasks:compress",
 )
 
 MakeWindow = Callable[..., MainWindow]
@@ -46,7 +46,7 @@ def _nothing_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _fake_tasks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent), prepend=os.pathsep)
 
 
 @pytest.fixture
