@@ -1,5 +1,7 @@
 """Trained once in a run, for all tests of the SDK. The models are shared: a test must not change them."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,15 @@ from edgewright import digits
 from edgewright.compression import compress
 from edgewright.recipe import Distill, Finetune, Prune, Recipe, Training
 from edgewright.training import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small are no faster on two threads, and wait long for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
