@@ -97,7 +97,7 @@ inline void store(uint8_t* y, __m128i bytes, int64_t count) {
 // each eight, then for each pair of terms and each channel its two weights. An odd last term is paired with a
 // zero.
 
-int64_t terms(const Convolution& op) { return op.at.taps() * op.at.in_channels; }
+int64_t terms(const Convolution& op) { return taps(op.at) * op.at.in_channels; }
 int64_t even_terms(const Convolution& op) { return (terms(op) + 1) & ~int64_t{1}; }
 int64_t vectors_left(int64_t channels) { return channels > kLanes ? 2 : 1; }
 
@@ -107,7 +107,8 @@ size_t dense_packed_bytes(const Convolution& op) {
 }
 
 void pack_dense(const Convolution& op, const int8_t* weight, uint8_t* packed) {
-  const int64_t taps = op.at.taps(), in_channels = op.at.in_channels, count = terms(op);
+  const int64_t window = taps(op.at), in_channels = op.at.in_channels, count = terms(op);
+  std::memset(packed, 0, dense_packed_bytes(op));
   for (int64_t from = 0; from < op.at.out_channels;) {
     const int64_t width = vectors_left(op.at.out_channels - from) * kLanes;
     const int64_t used = smaller(width, op.at.out_channels - from);
@@ -120,22 +121,21 @@ void pack_dense(const Convolution& op, const int8_t* weight, uint8_t* packed) {
       std::memcpy(packed, &channels, sizeof channels);
       packed += sizeof channels;
     }
-    for (int64_t term = 0; term < even_terms(op); term += 2) {
-      for (int64_t o = 0; o < width; ++o) {
-        for (int64_t t = term; t < term + 2; ++t) {
-          const int64_t tap = t / in_channels, c = t % in_channels;
-          const bool real = o < used && t < count;
-          *packed++ = real ? static_cast<uint8_t>(weight[((from + o) * in_channels + c) * taps + tap]) : 0;
-        }
+    for (int64_t term = 0, tap = 0; tap < window; ++tap) {
+      for (int64_t c = 0; c < in_channels; ++c, ++term) {
+        uint8_t* to = packed + term / 2 * 2 * width + term % 2;
+        const int8_t* at = weight + (from * in_channels + c) * window + tap;
+        for (int64_t o = 0; o < used; ++o) to[2 * o] = static_cast<uint8_t>(at[o * count]);
       }
     }
+    packed += even_terms(op) * width;
     from += width;
   }
 }
 
 int64_t block_rows(const Convolution& op) {
   const int64_t fit = kBlockBytes / (2 * even_terms(op)) / kRows * kRows;
-  return smaller(fit < kRows ? kRows : fit, op.at.pixels());
+  return smaller(fit < kRows ? kRows : fit, pixels(op.at));
 }
 
 size_t dense_scratch_bytes(const Convolution& op) {
@@ -187,7 +187,7 @@ void widen_patch(const Convolution& op, const uint8_t* x, const Inside& rows, co
 void widen_patches(const Convolution& op, const uint8_t* x, int64_t from, int64_t count, int16_t* to) {
   const Sliding& at = op.at;
   const int64_t used = terms(op), stride = even_terms(op);
-  const bool pointwise = at.taps() == 1 && at.stride[0] == 1 && at.stride[1] == 1 && at.before[0] == 0 &&
+  const bool pointwise = taps(at) == 1 && at.stride[0] == 1 && at.stride[1] == 1 && at.before[0] == 0 &&
                          at.before[1] == 0 && at.out[0] == at.in[0] && at.out[1] == at.in[1];
   if (pointwise && used == stride) {
     widen(x + from * used, count * used, to);
@@ -266,11 +266,11 @@ void tiles(const int16_t* x, int64_t rows, int64_t count, const uint8_t* panel, 
 }
 
 void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
-  const int64_t count = even_terms(op), outputs = op.at.out_channels, pixels = op.at.pixels();
+  const int64_t count = even_terms(op), outputs = op.at.out_channels, total = pixels(op.at);
   const int64_t block = block_rows(op);
   int16_t* patches = reinterpret_cast<int16_t*>(scratch);
-  for (int64_t from = 0; from < pixels; from += block) {
-    const int64_t rows = smaller(block, pixels - from);
+  for (int64_t from = 0; from < total; from += block) {
+    const int64_t rows = smaller(block, total - from);
     widen_patches(op, x, from, rows, patches);
     const uint8_t* panel = packed;
     for (int64_t o = 0; o < outputs;) {
@@ -297,7 +297,7 @@ constexpr int64_t kDeep = 16;
 
 int64_t lane_of(int64_t channel) { return channel / 8 * 4 + channel % 4; }
 int64_t vector_of(int64_t channel) { return channel / 4 % 2; }
-int64_t even_taps(const Convolution& op) { return (op.at.taps() + 1) & ~int64_t{1}; }
+int64_t even_taps(const Convolution& op) { return (taps(op.at) + 1) & ~int64_t{1}; }
 
 size_t deep_block_bytes(const Convolution& op) {
   return 2 * sizeof(Channels) + static_cast<size_t>(even_taps(op) * kDeep) * sizeof(int16_t);
@@ -308,7 +308,7 @@ size_t depthwise_packed_bytes(const Convolution& op) {
 }
 
 void pack_depthwise(const Convolution& op, const int8_t* weight, uint8_t* packed) {
-  const int64_t taps = op.at.taps();
+  const int64_t window = taps(op.at);
   for (int64_t from = 0; from < op.at.out_channels; from += kDeep, packed += deep_block_bytes(op)) {
     std::memset(packed, 0, deep_block_bytes(op));
     Channels channels[2];
@@ -317,8 +317,8 @@ void pack_depthwise(const Convolution& op, const int8_t* weight, uint8_t* packed
     for (int64_t c = 0; c < smaller(kDeep, op.at.out_channels - from); ++c) {
       const int64_t vector = vector_of(c), lane = lane_of(c);
       pack_channel(op, from + c, lane, channels[vector]);
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        words[tap / 2 * 32 + vector * 16 + lane * 2 + tap % 2] = weight[(from + c) * taps + tap];
+      for (int64_t tap = 0; tap < window; ++tap) {
+        words[tap / 2 * 32 + vector * 16 + lane * 2 + tap % 2] = weight[(from + c) * window + tap];
       }
     }
     std::memcpy(packed, channels, sizeof channels);
@@ -338,15 +338,15 @@ inline __m256i load_few(const uint8_t* x, int64_t count) {
   return _mm256_cvtepu8_epi16(load_half(all));
 }
 
-// Sixteen channels of one output pixel, or `used` of them. `taps` is even.
+// Sixteen channels of one output pixel, or `used` of them. `count` is the even number of taps.
 template <bool Whole>
-inline __m128i depthwise_block(const uint8_t* packed, const uint8_t* const* seen, int64_t from, int64_t taps,
+inline __m128i depthwise_block(const uint8_t* packed, const uint8_t* const* seen, int64_t from, int64_t count,
                                int64_t used) {
   const Channels* channels = reinterpret_cast<const Channels*>(packed);
   const uint8_t* weight = packed + 2 * sizeof(Channels);
   __m256i first = load(channels[0].bias), second = load(channels[1].bias);
 #pragma GCC unroll 5
-  for (int64_t tap = 0; tap < taps; tap += 2, weight += 64) {
+  for (int64_t tap = 0; tap < count; tap += 2, weight += 64) {
     const uint8_t *at_a = seen[tap] + from, *at_b = seen[tap + 1] + from;
     const __m256i a = Whole ? _mm256_cvtepu8_epi16(load_half(at_a)) : load_few(at_a, used);
     const __m256i b = Whole ? _mm256_cvtepu8_epi16(load_half(at_b)) : load_few(at_b, used);
@@ -360,16 +360,16 @@ inline __m128i depthwise_block(const uint8_t* packed, const uint8_t* const* seen
 // One output pixel; `seen` points at the pixel under each tap. `Taps` is their even number, or 0 for any.
 template <int Taps>
 void depthwise_pixel(const Convolution& op, const uint8_t* packed, const uint8_t* const* seen, uint8_t* y) {
-  const int64_t taps = Taps == 0 ? even_taps(op) : Taps, outputs = op.at.out_channels;
+  const int64_t count = Taps == 0 ? even_taps(op) : Taps, outputs = op.at.out_channels;
   const int64_t block_bytes = static_cast<int64_t>(deep_block_bytes(op));
   const Scaling to = op.scaling;
   int64_t from = 0;
   for (; from + kDeep <= outputs; from += kDeep, packed += block_bytes) {
-    store(y + from, clamp(depthwise_block<true>(packed, seen, from, taps, kDeep), to), kDeep);
+    store(y + from, clamp(depthwise_block<true>(packed, seen, from, count, kDeep), to), kDeep);
   }
   if (from < outputs) {
     const int64_t used = outputs - from;
-    store(y + from, clamp(depthwise_block<false>(packed, seen, from, taps, used), to), used);
+    store(y + from, clamp(depthwise_block<false>(packed, seen, from, count, used), to), used);
   }
 }
 
@@ -393,7 +393,7 @@ void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, u
           *to++ = inside ? x + row + (columns.start + c * at.dilation[1]) * channels : padding;
         }
       }
-      if (at.taps() == 9) {
+      if (taps(at) == 9) {
         depthwise_pixel<10>(op, packed, seen, y);
       } else {
         depthwise_pixel<0>(op, packed, seen, y);

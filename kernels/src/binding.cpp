@@ -40,7 +40,7 @@ class View {
   const Py_buffer& operator*() const { return view_; }
 
  private:
-  Py_buffer view_{};
+  Py_buffer view_;  // means nothing until held
   bool held_ = false;
 };
 
@@ -123,15 +123,20 @@ class BoundEngine {
     const Plan& plan = engine_->plan();
     const Tensor& tensor = plan.tensors[plan.inputs[i]];
     const std::string where = "input '" + tensor.name + "'";
-    PyObject* found = PyDict_GetItemWithError(inputs.ptr(), names_[i].ptr());
-    if (found == nullptr) {
+    const nb::object found = nb::borrow(PyDict_GetItemWithError(inputs.ptr(), names_[i].ptr()));
+    if (!found.is_valid()) {
       if (PyErr_Occurred()) throw nb::python_error();
       throw nb::value_error((where + " is missing").c_str());
     }
     if (!view.take(found, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) ||
         reinterpret_cast<uintptr_t>(view->buf) % alignof(float) != 0) {
       view.release();
-      const nb::object copy = array_(nb::handle(found), nb::arg("order") = "C");
+      nb::object copy;
+      try {
+        copy = array_(found, nb::arg("order") = "C");
+      } catch (const nb::python_error&) {
+        refuse_type(where, found);
+      }
       if (!view.take(copy, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) refuse_type(where, found);
     }
     if (!is_float32(*view)) refuse_type(where, found);
@@ -147,7 +152,8 @@ class BoundEngine {
   }
 
   [[noreturn]] static void refuse_type(const std::string& where, nb::handle found) {
-    nb::handle described = nb::hasattr(found, "dtype") ? nb::handle(found.attr("dtype")) : found.type();
+    const nb::object described =
+        nb::hasattr(found, "dtype") ? nb::object(found.attr("dtype")) : nb::borrow(found.type());
     throw nb::value_error(
         (where + " is " + nb::cast<std::string>(nb::str(described)) + ", a float32 array is needed").c_str());
   }

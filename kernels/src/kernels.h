@@ -1,7 +1,11 @@
 // What one CPU path offers: a table of operations, all giving the same bits. A new path is one file with a
 // table; a new operator is one more entry.
 //
-// Nothing here checks anything: plan.cpp and engine.cpp have done so. Activations are uint8, (H, W, C).
+// Nothing here checks anything: check.cpp and engine.cpp have done so. Activations are uint8, (H, W, C).
+//
+// Functions in headers are `static` on purpose: each path compiles its own copies with its own CPU flags, so
+// that the linker can never hand a copy with AVX2 instructions to a CPU without them. For the same reason a
+// path's file uses no templates of the standard library.
 #pragma once
 
 #include <cstddef>
@@ -20,10 +24,10 @@ struct Scaling {
 struct Sliding {
   int64_t in[2], out[2], kernel[2], stride[2], dilation[2], before[2];  // `before`: padding at the top, left
   int64_t in_channels, out_channels;
-
-  int64_t taps() const { return kernel[0] * kernel[1]; }
-  int64_t pixels() const { return out[0] * out[1]; }
 };
+
+[[maybe_unused]] static inline int64_t taps(const Sliding& at) { return at.kernel[0] * at.kernel[1]; }
+[[maybe_unused]] static inline int64_t pixels(const Sliding& at) { return at.out[0] * at.out[1]; }
 
 struct Convolution {
   Sliding at;

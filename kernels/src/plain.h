@@ -1,5 +1,5 @@
-// Operators whose plain loops the compiler vectorises well. Each path includes this file and so has its own
-// copies, compiled with its own flags (see requantize.h for why they are static).
+// Operators whose plain loops the compiler vectorises well. Each path includes this file and compiles its own
+// copies (kernels.h says why).
 #pragma once
 
 #include <cstring>

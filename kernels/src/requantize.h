@@ -5,9 +5,6 @@
 
 namespace edgewright {
 
-// `static` on purpose here and in plain.h: each file compiles its own copy with its own CPU flags, so that
-// the linker can never hand a copy with AVX2 instructions to a CPU without them.
-
 // (acc * multiplier + 2^(shift-1)) >> shift, in 64 bits. |acc| < 2^32, 0 <= multiplier < 2^31, shift
 // in 1..62.
 [[maybe_unused]] static inline int64_t requantize(int64_t acc, int32_t multiplier, int32_t shift) {

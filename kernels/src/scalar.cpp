@@ -4,7 +4,7 @@
 namespace edgewright {
 namespace {
 
-int64_t terms(const Convolution& op) { return op.at.taps() * op.at.in_channels; }
+int64_t terms(const Convolution& op) { return taps(op.at) * op.at.in_channels; }
 
 // Dense weights lie as (out, row, column, in), the order in which a patch is read.
 size_t dense_packed_bytes(const Convolution& op) {
@@ -12,11 +12,11 @@ size_t dense_packed_bytes(const Convolution& op) {
 }
 
 void pack_dense(const Convolution& op, const int8_t* weight, uint8_t* packed) {
-  const int64_t taps = op.at.taps(), channels = op.at.in_channels;
+  const int64_t window = taps(op.at), channels = op.at.in_channels;
   for (int64_t o = 0; o < op.at.out_channels; ++o) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t tap = 0; tap < window; ++tap) {
       for (int64_t c = 0; c < channels; ++c) {
-        *packed++ = static_cast<uint8_t>(weight[(o * channels + c) * taps + tap]);
+        *packed++ = static_cast<uint8_t>(weight[(o * channels + c) * window + tap]);
       }
     }
   }
@@ -64,13 +64,13 @@ void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8
 
 // Depthwise weights lie as (tap, channel).
 size_t depthwise_packed_bytes(const Convolution& op) {
-  return static_cast<size_t>(op.at.taps() * op.at.out_channels);
+  return static_cast<size_t>(taps(op.at) * op.at.out_channels);
 }
 
 void pack_depthwise(const Convolution& op, const int8_t* weight, uint8_t* packed) {
-  for (int64_t tap = 0; tap < op.at.taps(); ++tap) {
+  for (int64_t tap = 0; tap < taps(op.at); ++tap) {
     for (int64_t c = 0; c < op.at.out_channels; ++c) {
-      *packed++ = static_cast<uint8_t>(weight[c * op.at.taps() + tap]);
+      *packed++ = static_cast<uint8_t>(weight[c * taps(op.at) + tap]);
     }
   }
 }

@@ -335,3 +335,9 @@ def test_the_arena_covers_the_plan() -> None:
     program = small_cnn(Draw(2))
     plan = program.plan()
     assert Engine(ir.encode(plan), program.weights).arena_bytes >= plan.arena_bytes
+
+
+def test_a_ragged_list_is_a_value_error_that_names_the_input() -> None:
+    engine, _ = cnn_engine()
+    with pytest.raises(ValueError, match="input 'image' is <class 'list'>, a float32 array is needed"):
+        engine.run({"image": [[1.0], [1.0, 2.0]]})  # type: ignore[dict-item]
