@@ -66,7 +66,7 @@ def check(
         vectors = len(next(iter(inputs.values())))
         latency_ms = _latency_ms(runner, inputs, min(vectors, TIMED_SAMPLES), clock)
     except Exception as error:  # any failure of a release is a finding about the release
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         return HealthReport(passed=False, reason=reason, backend=backend)
     reason = _difference(artifact.outputs, outputs, golden, exact=backend in EXACT_BACKENDS)
     if not reason and latency_limit_ms is not None and latency_ms > latency_limit_ms:

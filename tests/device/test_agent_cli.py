@@ -18,7 +18,7 @@ import pytest
 import safetensors.numpy
 
 from device.tiny import samples, tiny_artifact
-from edgewright_device import Artifact, Runner, cli
+from edgewright_device import Artifact, Runner, cli, journal
 from edgewright_device.journal import SlotRelease
 from edgewright_device.slots import Slots
 from edgewright_ota import Fleet, Repository
@@ -324,6 +324,56 @@ def test_kill_9_in_the_middle_is_made_good_by_the_next_run(world: World, where: 
     assert "confirmed" in events_of(rows)
     assert ("installed" in events_of(rows)) == (where == "install")
     assert world.fleet.device(device)["installed"] == {"name": "tiny", "version": "1.1.0"}
+
+
+KILLED_ANYWHERE = """
+import os, signal, sys
+from edgewright_device import cli
+
+left = int(sys.argv.pop(1))
+
+def counted(call):
+    def counting(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return counting
+
+for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
+    setattr(os, name, counted(getattr(os, name)))
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_every_change_of_the_disk_is_made_good_by_the_next_run(world: World) -> None:
+    point = 0
+    while True:
+        point += 1
+        device = f"killed-at-{point}"
+        state = world.folder / device / "state" / "slots"
+        world.command(device)
+        world.offer(device, "1.0.0")
+        assert world.run_once(device)[0] == 0
+        world.offer(device, "1.1.0")
+        command = [sys.executable, "-c", KILLED_ANYWHERE, str(point), *world.command(device, "--once")]
+        killed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        in_use = journal.read(state)
+        assert in_use.current is not None
+        assert in_use.release is not None
+        want = Artifact.open(world.folder / in_use.release.version)
+        assert Artifact.open(state / in_use.current).digest == want.digest
+        assert world.run_once(device)[0] == 0
+        last = journal.read(state).release
+        assert last is not None
+        assert last.version == "1.1.0"
+        assert world.fleet.device(device)["installed"] == {"name": "tiny", "version": "1.1.0"}
+    assert point > 30
 
 
 def test_run_serves_each_confirmed_release_until_sigterm(world: World) -> None:
