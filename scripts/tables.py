@@ -1,0 +1,110 @@
+"""Writes the tables in README and docs from benchmarks/results/*.json, between `<!-- table: NAME -->` marks.
+
+python scripts/tables.py            # write them
+python scripts/tables.py --check    # exit 1 when one differs from its file
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def demo(result: dict[str, Any]) -> str:
+    """The demo's networks, and where and how they were measured."""
+    rows = result["rows"]
+
+    def over(*path: str, scale: float = 1.0) -> list[float]:
+        values = []
+        for row in rows:
+            value = row
+            for key in path:
+                value = value[key]
+            values.append(scale * float(value))
+        return values
+
+    def spread(values: list[float], form: str) -> str:
+        return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+    def line(network: str, engine: str, accuracy: str, size: str | None, latency: str | None) -> str:
+        cells = [
+            network,
+            engine,
+            spread(over("accuracy", accuracy, scale=100), ".1f"),
+            f"{statistics.median(over('size_bytes', size)):,.0f}" if size else "",
+            spread(over("latency_ms", latency, scale=1000), ".0f") if latency else "",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    lines = [
+        "| network | engine | accuracy, % | bytes | latency, µs |",
+        "|---|---|---:|---:|---:|",
+        line("teacher", "ONNX Runtime FP32", "teacher", "teacher_fp32", "teacher_fp32_onnxruntime"),
+        line("student, distilled", "", "student", None, None),
+        line("student, pruned", "ONNX Runtime FP32", "pruned", "fp32", "fp32_onnxruntime"),
+        line("the same in INT8", "ONNX Runtime", "int8_onnxruntime", "artifact", "int8_onnxruntime"),
+        line("the same in INT8", "Edgewright native", "int8_native", "artifact", "int8_native"),
+        "",
+    ]
+    claims = {c["id"]: c for c in result["claims"]}
+    saving, ratio = claims["ota_saving"], claims["latency_ratio"]
+    machine = result["machine"]
+    lines.append(
+        f"Update 1.1.0 as a delta: {saving['value']:.0f} % fewer bytes "
+        f"({saving['interval'][0]:.0f} to {saving['interval'][1]:.0f}). "
+        f"INT8 native against FP32: {ratio['value']:.1f} times faster "
+        f"({ratio['interval'][0]:.1f} to {ratio['interval'][1]:.1f}). "
+        f"Values that differ from the integer reference: {claims['bit_mismatches']['interval'][1]:.0f}. "
+        f"The whole demo: {claims['seconds']['value']:.0f} s."
+    )
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    lines.append("")
+    lines.append(
+        f"Median (lowest to highest) of {len(rows)} seeds; latency: medians of interleaved calls, batch 1, one "
+        f"thread. `{result['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, "
+        f"Python {machine['python']}, {versions}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo}
+
+
+def rendered(text: str) -> str:
+    """The text with every marked table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+        return f"{match[1]}{TABLES[name](result)}{match[3]}"
+
+    return MARK.sub(table, text)
+
+
+def documents() -> list[Path]:
+    """Every document that may hold a table."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> int:
+    """Writes or checks the tables."""
+    stale = [p for p in documents() if rendered(p.read_text("utf-8")) != p.read_text("utf-8")]
+    for path in stale:
+        print(
+            f"{path.relative_to(ROOT)}: {'differs from its results' if '--check' in sys.argv else 'written'}"
+        )
+        if "--check" not in sys.argv:
+            path.write_text(rendered(path.read_text("utf-8")), "utf-8")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
