@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,11 +35,11 @@ MAX_TOKEN_BYTES = 4096
 DATABASE = "server.db"
 TOKEN_FILE = "management.token"  # noqa: S105 - a file name
 
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True, soft_wrap=True)
-
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Sign releases, serve them, and watch devices take them."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Sign releases, serve them, and watch devices take them.",
 )
 rollout_app = typer.Typer(no_args_is_help=True, help="Who gets a release, and how fast.")
 device_app = typer.Typer(no_args_is_help=True, help="The devices a server knows.")
@@ -76,21 +75,13 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     try:
-        code = app(arguments, prog_name="edgewright-ota", standalone_mode=False)
-    except click.UsageError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        _fail(error.message)
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        return 130
+        app(arguments, prog_name="edgewright-ota")
+    except SystemExit as end:  # how typer ends, well or after bad use
+        return end.code if isinstance(end.code, int) else 0
     except OtaError as error:
-        _fail(str(error))
+        _err().print(f"edgewright-ota: {error}", markup=False, highlight=False)
         return 1 if isinstance(error, ServerError) else 2
-    except BrokenPipeError:
-        return 1
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 @app.command()
@@ -101,9 +92,9 @@ def init(repository: RepositoryPath, json_to: Json = None) -> None:
     durable.write_file(root, made.root_bytes)
     result = {"repository": str(repository), "root": str(root), "keys": str(made.keys_path)}
     if not _write_json(json_to, result):
-        _out.print(f"Repository   {repository}")
-        _out.print(f"Trusted root {root}   give it to each device once, over a channel you trust")
-        _out.print(f"Private keys {made.keys_path}   back them up, show them to nobody")
+        _out().print(f"Repository   {repository}")
+        _out().print(f"Trusted root {root}   give it to each device once, over a channel you trust")
+        _out().print(f"Private keys {made.keys_path}   back them up, show them to nobody")
 
 
 @app.command()
@@ -132,7 +123,7 @@ def publish(
             progress=report,
         )
     if not _write_json(json_to, _release_row(release)):
-        _out.print(f"{release.name} {release.version} is published   {release.digest[:16]}…")
+        _out().print(f"{release.name} {release.version} is published   {release.digest[:16]}…")
         _print_packages(release.packages)
 
 
@@ -177,7 +168,7 @@ def serve(
 
         from edgewright_ota.server import create_app
     except ImportError as error:
-        raise click.ClickException(
+        raise OtaError(
             f"the server needs more packages ({error}); pip install 'edgewright[server]'"
         ) from None
     opened = Repository.open(repository)
@@ -202,7 +193,7 @@ def serve(
         )
         result = {"url": url, "tenant": tenant, "token_file": str(token_path)}
         if not _write_json(json_to, result):
-            _out.print(f"Listening on {url}   tenant {tenant}, management token in {token_path}")
+            _out().print(f"Listening on {url}   tenant {tenant}, management token in {token_path}")
         sys.stdout.flush()
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -249,7 +240,7 @@ def rollout_change(
 ) -> None:
     """Changes a rollout's share of devices, pauses it, or goes on."""
     if percent is None and pause is None:
-        raise click.UsageError("give --percent, --pause or --resume")
+        raise typer.BadParameter("give --percent, --pause or --resume")
     state = None if pause is None else "paused" if pause else "running"
     row = Fleet(server, _read_token(token_file)).change_rollout(rollout, percent=percent, state=state)
     if not _write_json(json_to, row):
@@ -275,7 +266,7 @@ def device_add(
     """Adds a device and prints its token, once."""
     token = Fleet(server, _read_token(token_file)).add_device(device, tags=tag or [])
     if not _write_json(json_to, {"id": device, "token": token}):
-        _out.print(token, markup=False, highlight=False)
+        _out().print(token, markup=False, highlight=False)
 
 
 @device_app.command("token")
@@ -288,7 +279,7 @@ def device_token(
     """Gives a device a new token and prints it, once; the old one ends."""
     token = Fleet(server, _read_token(token_file)).renew_token(device)
     if not _write_json(json_to, {"id": device, "token": token}):
-        _out.print(token, markup=False, highlight=False)
+        _out().print(token, markup=False, highlight=False)
 
 
 @device_app.command("remove")
@@ -301,7 +292,7 @@ def device_remove(
     """Removes a device and what it reported."""
     Fleet(server, _read_token(token_file)).remove_device(device)
     if not _write_json(json_to, {"id": device}):
-        _out.print(f"{device} is removed", markup=False, highlight=False)
+        _out().print(f"{device} is removed", markup=False, highlight=False)
 
 
 @device_app.command("show")
@@ -321,11 +312,15 @@ def device_show(
             release = f"{action['name']} {action['version']}"
             result = f"{report['execution']}/{report['result']}"
             line = "  ".join([report["created"], release, result, *report["details"]])
-            _out.print(line, markup=False, highlight=False)
+            _out().print(line, markup=False, highlight=False)
 
 
-def _fail(message: str) -> None:
-    _err.print(f"edgewright-ota: {message}", markup=False, highlight=False)
+def _out() -> Console:
+    return Console(soft_wrap=True)
+
+
+def _err() -> Console:
+    return Console(stderr=True, soft_wrap=True)
 
 
 def _require_verified(directory: Path) -> None:
@@ -361,14 +356,14 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
     except OSError as error:
-        raise click.ClickException(f"{host}: cannot listen there: {error.strerror}") from None
+        raise OtaError(f"{host}: cannot listen there: {error.strerror}") from None
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(2048)
         except OSError as error:
-            raise click.ClickException(
+            raise OtaError(
                 f"{host}:{port}: cannot listen there: {error.strerror}; choose another --port, or 0 for any"
             ) from None
         yield listener
@@ -385,18 +380,18 @@ def _read_token(path: Path) -> str:
     """The secret in a file that its owner alone can read.
 
     Raises:
-        ClickException: It is missing, empty, or open to others.
+        OtaError: It is missing, empty, or open to others.
     """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             token = file.read(MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{path}: no token can be read there: {error}") from None
+        raise OtaError(f"{path}: no token can be read there: {error}") from None
     if mode & 0o077:
-        raise click.ClickException(f"{path}: others can read this token; run chmod 600 on it")
+        raise OtaError(f"{path}: others can read this token; run chmod 600 on it")
     if not token:
-        raise click.ClickException(f"{path}: is empty; remove it and a new token is made")
+        raise OtaError(f"{path}: is empty; remove it and a new token is made")
     return token
 
 
@@ -411,18 +406,19 @@ def _write_json(where: str | None, result: Any) -> bool:
     try:
         durable.write_file(Path(where), f"{text}\n".encode())
     except OSError as error:
-        raise click.ClickException(f"{where}: cannot be written: {error.strerror}") from None
+        raise OtaError(f"{where}: cannot be written: {error.strerror}") from None
     return False
 
 
 @contextmanager
 def _progress(what: str, json_to: str | None) -> Iterator[Report | None]:
     """A bar on standard error when a person is watching."""
-    if not _err.is_terminal or json_to == "-":
+    console = _err()
+    if not console.is_terminal or json_to == "-":
         yield None
         return
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_err, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -452,7 +448,7 @@ def _print_packages(packages: tuple[Package, ...]) -> None:
     table = Table("package", "from", "bytes")
     for package in packages:
         table.add_row(package.filename, package.base or "-", f"{package.size_bytes:,}")
-    _out.print(table)
+    _out().print(table)
 
 
 def _print_rollouts(rows: list[dict[str, Any]]) -> None:
@@ -462,7 +458,7 @@ def _print_rollouts(rows: list[dict[str, Any]]) -> None:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(row["actions"].items())) or "-"
         release = f"{row['name']} {row['version']}"
         table.add_row(str(row["id"]), release, f"{row['percent']:g}", who, row["state"], counts)
-    _out.print(table)
+    _out().print(table)
 
 
 def _print_devices(rows: list[dict[str, Any]]) -> None:
@@ -477,4 +473,4 @@ def _print_devices(rows: list[dict[str, Any]]) -> None:
             row["last_poll"] or "-",
             "\n".join(action["details"]) if action else "",
         )
-    _out.print(table)
+    _out().print(table)

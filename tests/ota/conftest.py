@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgewright_ota import Fleet, Release, Repository
 from safetensors.numpy import save_file
+
+from edgewright_ota import Fleet, Release, Repository, cli
 
 
 @dataclass
@@ -142,13 +143,23 @@ class Served:
         return self.process.wait(timeout=20)
 
 
-@pytest.fixture(scope="session")
-def ota() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line in a process of its own."""
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edgewright_ota", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=_environment())
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def ota(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Runs the command line."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: object) -> Done:
+        code = cli.run([str(a) for a in arguments])
+        return Done(code, *capsys.readouterr())
 
     return run
 

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import edgewright_ota
 import pytest
+
+import edgewright_ota
 from edgewright_ota import DdiClient, Repository
 
-from .conftest import Served, write_model
+from .conftest import Done, Served, write_model
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,10 @@ def test_an_artifact_without_a_passed_report_about_it_is_refused(ota: Run, tmp_p
         (["publish", "{tmp}", "-r", "{repo}", "--name", "m", "--version", "1.0.0"], "holds no file"),
         (["publish", "{repo}", "-r", "{repo}", "--name", "m", "--version", "one"], "semantic version"),
         (["publish", "{repo}", "-r", "{tmp}", "--name", "m", "--version", "1.0.0"], "edgewright-ota init"),
-        (["delta", "-r", "{repo}", "--name", "model", "--version", "9.0.0", "--from", "1.0.0"], "publish it first"),
+        (
+            ["delta", "-r", "{repo}", "--name", "model", "--version", "9.0.0", "--from", "1.0.0"],
+            "publish it first",
+        ),
         (["serve", "-r", "{tmp}"], "edgewright-ota init"),
         (["serve", "-r", "{repo}", "--port", "0", "--host", "no.such.invalid"], "cannot listen"),
         (["serve", "-r", "{repo}", "--port", "0", "--database", "postgresql://x/y"], "sqlite:///PATH"),
@@ -164,7 +168,9 @@ def test_a_fleet_is_run_from_the_command_line(
     assert token_file.stat().st_mode & 0o777 == 0o600
     where = ("--server", served.url, "--token-file", token_file)
     token = ota("device", "add", "press-7", "--tag", "lab", *where).stdout.strip()
-    done = ota("rollout", "start", "--name", "model", "--version", "1.1.0", "--tag", "lab", "--percent", 0, *where)
+    done = ota(
+        "rollout", "start", "--name", "model", "--version", "1.1.0", "--tag", "lab", "--percent", 0, *where
+    )
     assert done.returncode == 0
     ddi = DdiClient(served.url, "default", "press-7", token)
     assert ddi.poll().deployment is None
@@ -185,6 +191,12 @@ def test_a_fleet_is_run_from_the_command_line(
     assert json.loads(ota("status", "--json", "-", *where).stdout)["devices"] == []
 
 
+def test_the_program_ends_with_its_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgewright_ota", "serve", "--repository", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
 def test_the_face_is_what_it_says() -> None:
     assert sorted(edgewright_ota.__all__) == edgewright_ota.__all__
     for name in edgewright_ota.__all__:
@@ -193,9 +205,7 @@ def test_the_face_is_what_it_says() -> None:
 
 
 def test_a_device_imports_no_server() -> None:
-    code = (
-        "import sys, edgewright_ota; "
-        "print({'starlette', 'uvicorn', 'sqlalchemy', 'torch', 'typer', 'rich'} & {m.split('.')[0] for m in sys.modules})"
-    )
+    unwanted = {"starlette", "uvicorn", "sqlalchemy", "torch", "typer", "rich"}
+    code = f"import sys, edgewright_ota; print({unwanted} & {{m.split('.')[0] for m in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

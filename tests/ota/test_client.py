@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from edgewright_ota import (
     Client,
     Package,
@@ -146,7 +147,7 @@ def test_a_release_that_was_never_signed_is_refused(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda d: d[:-1] + b"X", lambda d: d[:-1], lambda d: d + b"X", lambda d: b"", lambda d: d * 50]
+    "change", [lambda d: d[:-1] + b"X", lambda d: d[:-1], lambda d: d + b"X", lambda _: b"", lambda d: d * 50]
 )
 def test_a_tampered_release_or_package_is_refused_and_removed(
     published: Published,
@@ -247,7 +248,9 @@ def test_a_full_disk_is_told_before_the_download(
     assert file_server.requests == []
 
 
-def test_a_rotated_root_is_followed(published: Published, connect: Connect, clock: Clock, tmp_path: Path) -> None:
+def test_a_rotated_root_is_followed(
+    published: Published, connect: Connect, clock: Clock, tmp_path: Path
+) -> None:
     repository, _, _ = published
     old_root = repository.root_bytes
     connect().release("model", "1.0.0")

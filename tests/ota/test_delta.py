@@ -7,11 +7,12 @@ from typing import Any
 import hdiffpatch
 import numpy as np
 import pytest
-from edgewright_ota import PackageError, coding, delta
-from edgewright_ota.tensors import LayoutError, parse_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+
+from edgewright_ota import PackageError, coding, delta
+from edgewright_ota.tensors import LayoutError, parse_layout
 
 DTYPES = ["int8", "uint8", "bool", "int16", "float16", "int32", "uint32", "float32", "int64", "float64"]
 
@@ -47,7 +48,9 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
         elif kind == "dtype":
             new[name] = _random(rng, draw(st.sampled_from(DTYPES)), shape)
     texts = st.text(max_size=4)
-    metadata = draw(st.dictionaries(texts, texts, min_size=1, max_size=2)) if new and draw(st.booleans()) else None
+    metadata = (
+        draw(st.dictionaries(texts, texts, min_size=1, max_size=2)) if new and draw(st.booleans()) else None
+    )
     return save(old), save(new, metadata=metadata)
 
 

@@ -6,11 +6,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from edgewright_ota import PackageError, Release, pack, unpack
 from edgewright_ota import package as package_format
 from edgewright_ota.release import scan
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from .conftest import write_model
 
@@ -31,7 +32,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def assert_refused(package: Path, release: Release, out: Path, base: Path | None, match: str | None = None) -> None:
+def assert_refused(
+    package: Path, release: Release, out: Path, base: Path | None, match: str | None = None
+) -> None:
     before = sorted(out.parent.iterdir())
     with pytest.raises(PackageError, match=match):
         unpack(package, release, out, base=base)
@@ -76,7 +79,9 @@ def test_files_of_many_chunks_come_back(tmp_path: Path) -> None:
     assert seen[-1] == (release.size_bytes, release.size_bytes)
 
 
-def test_file_too_large_to_hold_in_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_too_large_to_hold_in_memory_is_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(package_format.delta, "MAX_TENSOR_FILE_BYTES", 1000)
     for name in ("base", "new"):
         write_model(tmp_path / name, seed=1, step=int(name == "new"))
@@ -148,7 +153,9 @@ def test_a_newer_format_asks_for_an_update(built: Path, tmp_path: Path) -> None:
     data = bytearray((built / "full.ewpk").read_bytes())
     data[7] = 9
     (tmp_path / "p.ewpk").write_bytes(data)
-    assert_refused(tmp_path / "p.ewpk", release_of(built / "new"), tmp_path / "out", None, "update Edgewright")
+    assert_refused(
+        tmp_path / "p.ewpk", release_of(built / "new"), tmp_path / "out", None, "update Edgewright"
+    )
 
 
 def craft(release: Release, method: int, payload: bytes) -> bytes:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from edgewright_ota import Release, ReleaseError, ReleaseFile
 from edgewright_ota.release import MAX_RELEASE_BYTES, MAX_TOTAL_BYTES, parse_release, scan, version_key
 
@@ -26,7 +27,21 @@ def test_release_json_is_canonical_and_comes_back() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/", "./a", ".", "a\\b", "a\nb", "a\0b", "x" * 256, "\ud800"],
+    [
+        "",
+        "/etc/passwd",
+        "../up",
+        "a/../b",
+        "a//b",
+        "a/",
+        "./a",
+        ".",
+        "a\\b",
+        "a\nb",
+        "a\0b",
+        "x" * 256,
+        "\ud800",
+    ],
 )
 def test_unsafe_path_is_refused(path: str) -> None:
     with pytest.raises(ReleaseError, match="unsafe path"):
@@ -80,7 +95,16 @@ def test_what_is_not_release_json_is_refused(text: bytes) -> None:
 
 
 def test_versions_sort_by_semantic_precedence() -> None:
-    ordered = ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-2", "1.0.0", "1.2.0", "1.10.0", "2.0.0"]
+    ordered = [
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-alpha.beta",
+        "1.0.0-2",
+        "1.0.0",
+        "1.2.0",
+        "1.10.0",
+        "2.0.0",
+    ]
     ordered.sort(key=version_key)
     assert ordered == [
         "1.0.0-2",

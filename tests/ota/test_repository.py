@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from edgewright_ota import Client, Release, ReleaseError, Repository, RepositoryError, unpack
 from edgewright_ota.release import scan
 
@@ -31,13 +32,18 @@ def test_published_releases_are_listed_with_full_and_delta(published: Published)
     assert repository.releases() == (first, second)
     assert repository.releases("other") == ()
     listed = repository.release("model", "1.1.0")
-    assert [(p.filename, p.base) for p in listed.packages] == [("full.ewpk", None), ("from-1.0.0.ewpk", "1.0.0")]
+    assert [(p.filename, p.base) for p in listed.packages] == [
+        ("full.ewpk", None),
+        ("from-1.0.0.ewpk", "1.0.0"),
+    ]
     assert listed.packages == second.packages
     full, delta = listed.packages
     assert delta.size_bytes < full.size_bytes / 3
 
 
-def test_a_delta_may_be_added_later_and_does_not_change_the_release(published: Published, tmp_path: Path) -> None:
+def test_a_delta_may_be_added_later_and_does_not_change_the_release(
+    published: Published, tmp_path: Path
+) -> None:
     repository, first, _ = published
     third = repository.publish(
         write_model(tmp_path / "v3", seed=1, step=2), name="model", version="1.2.0", delta_from=None
@@ -150,7 +156,9 @@ def test_a_server_with_online_keys_alone_keeps_clients_going(
 ) -> None:
     repository, _, second = published
     client = client_of(repository, file_server, tmp_path / "device", clock)
-    away = {role: (repository.keys_path / f"{role}.pem").rename(tmp_path / role) for role in ("root", "targets")}
+    away = {
+        role: (repository.keys_path / f"{role}.pem").rename(tmp_path / role) for role in ("root", "targets")
+    }
     for _ in range(20):
         clock.turn(days=3)
         repository.refresh()

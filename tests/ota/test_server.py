@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import urllib3
+
 from edgewright_ota import Client, DdiClient, Repository, ServerError, unpack
 from edgewright_ota.release import scan
 from edgewright_ota.server.store import MAX_REPORTS
@@ -160,13 +161,22 @@ def test_wrong_tokens_unknown_devices_and_tenants_are_refused(served: Served, re
     _, token = add(served, "locked")
     add(served, "other")
     path = "/default/controller/v1/locked"
-    for header in ["", token, f"TargetToken {token}x", "TargetToken ", f"Bearer {token}", f"GatewayToken {token}"]:
+    for header in [
+        "",
+        token,
+        f"TargetToken {token}x",
+        "TargetToken ",
+        f"Bearer {token}",
+        f"GatewayToken {token}",
+    ]:
         status, data, headers = request_raw("GET", path, Authorization=header)
         assert (status, headers["WWW-Authenticate"]) == (401, "TargetToken"), header
     unknown = request_raw("GET", "/default/controller/v1/nobody", Authorization=f"TargetToken {token}")
     other = request_raw("GET", "/default/controller/v1/other", Authorization=f"TargetToken {token}")
     assert unknown[:2] == other[:2] == (401, data)
-    assert request_raw("GET", "/elsewhere/controller/v1/locked", Authorization=f"TargetToken {token}")[0] == 404
+    assert (
+        request_raw("GET", "/elsewhere/controller/v1/locked", Authorization=f"TargetToken {token}")[0] == 404
+    )
     assert request_raw("GET", path, Authorization=f"TargetToken {token}")[0] == 200
     renewed = served.fleet.renew_token("locked")
     assert request_raw("GET", path, Authorization=f"TargetToken {token}")[0] == 401
@@ -231,7 +241,9 @@ def test_a_deployment_has_what_other_ddi_clients_need(served: Served, request_ra
         assert headers["Content-Range"] == f"bytes 10-19/{len(data)}"
 
 
-def test_a_poll_that_brings_nothing_new_is_a_304_and_writes_nothing(served: Served, request_raw: Request) -> None:
+def test_a_poll_that_brings_nothing_new_is_a_304_and_writes_nothing(
+    served: Served, request_raw: Request
+) -> None:
     ddi, token = add(served, "idle")
     ddi.send_config({"cpu": "avx2"})
     path, header = "/default/controller/v1/idle", f"TargetToken {token}"
@@ -292,8 +304,9 @@ def test_a_chatty_device_is_stopped(served: Served) -> None:
     database = sqlite3.connect(served.path / "server.db")
     try:
         with database:
+            columns = "(action, execution, result, details, created)"
             database.executemany(
-                "INSERT INTO reports (action, execution, result, details, created) VALUES (?, 'x', 'x', '[]', '')",
+                f"INSERT INTO reports {columns} VALUES (?, 'x', 'x', '[]', '')",
                 [(int(deployment.id),)] * MAX_REPORTS,
             )
     finally:
