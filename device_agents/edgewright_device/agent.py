@@ -133,6 +133,7 @@ class Agent:
         self._events: list[Event] = []
         self._misses = 0
         self._started = False
+        self._runs = False
         self._stop = threading.Event()
 
     def close(self) -> None:
@@ -204,14 +205,11 @@ class Agent:
 
     def _settled(self, wanted: Deployment) -> bool:
         """Reports again on a deployment that was settled before, when the server did not hear of it."""
-        state = self.slots.journal
-        if state.release is not None and (state.release.name, state.release.version) == (
-            wanted.name,
-            wanted.version,
-        ):
+        release, failure = self.slots.journal.release, self.slots.journal.failure
+        same = release is not None and (release.name, release.version) == (wanted.name, wanted.version)
+        if same and self._runs:
             self._report(wanted.id, None)
             return True
-        failure = state.failure
         if failure is None or (failure.deployment, failure.version) != (wanted.id, _short(wanted.version)):
             return False
         self._report(wanted.id, failure.reason)
@@ -314,6 +312,7 @@ class Agent:
 
     def _load(self) -> None:
         """Hands on the confirmed release; one that is damaged on the disk gives way to the previous one."""
+        self._runs = False
         path, release = self.slots.active, self.slots.journal.release
         if path is None or release is None:
             return
@@ -331,6 +330,7 @@ class Agent:
         except DeviceError as error:
             self._emit("error", version=release.version, slot=self.slots.journal.current, reason=str(error))
         else:
+            self._runs = True
             if self._on_release is not None:
                 self._on_release(runner, release)
 

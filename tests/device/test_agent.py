@@ -329,6 +329,18 @@ def test_a_confirmed_release_that_rotted_gives_way_to_the_previous_one(bench: Be
     assert "there is no previous release" in last[0].reason
 
 
+def test_a_rotten_release_is_replaced_when_the_server_sends_it_again(bench: Bench) -> None:
+    first = bench.boot()
+    bench.update("1.0.0")
+    assert first.slots.active is not None
+    (first.slots.active / "plan.bin").write_bytes(b"rot")
+    again = bench.boot()
+    events = bench.update("1.0.0", id="2")
+    assert kinds(events) == ["error", "poll", "downloading", "installed", "confirmed"]
+    assert again.slots.active == bench.folder / "slots" / "b"
+    assert bench.server.closed[-1] == Report("2", "closed", "success", ("runs tiny 1.0.0",))
+
+
 def test_an_unreachable_server_is_an_event_and_the_delay_doubles_with_jitter_up_to_its_cap(
     bench: Bench,
 ) -> None:
