@@ -68,9 +68,9 @@ def demo(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     lines.append("")
     lines.append(
-        f"Median (lowest to highest) of {len(rows)} seeds; latency: medians of interleaved calls, batch 1, one "
-        f"thread. `{result['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, "
-        f"Python {machine['python']}, {versions}."
+        f"Median (lowest to highest) of {len(rows)} seeds; latency: medians of interleaved calls, batch 1, "
+        f"one thread. `{result['command']}` on {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory']}, Python {machine['python']}, {versions}."
     )
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgewright_device.artifact import Arrays, Artifact
 from edgewright_device.errors import RunnerError
 
-BACKENDS = ("native", "onnxruntime", "reference")
+BACKENDS = ("native", "onnxruntime", "litert", "reference")
 
 
 class Backend(Protocol):
@@ -27,8 +27,8 @@ class Runner:
 
     Args:
         artifact: What to run.
-        backend: "native" (the exact integer engine), "onnxruntime" (model.onnx), or "reference" (the numpy
-            definition of the integer program: exact and slow).
+        backend: "native" (the exact integer engine), "onnxruntime" (model.onnx), "litert" (model.tflite), or
+            "reference" (the numpy definition of the integer program: exact and slow).
         threads: Threads the engine may use for one call; the native engine uses one.
 
     Raises:
@@ -83,6 +83,10 @@ def _load(artifact: Artifact, backend: str, threads: int) -> Backend:
         from edgewright_device.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(artifact, threads=threads)
+    if backend == "litert":
+        from edgewright_device.backends.litert import LiteRtBackend
+
+        return LiteRtBackend(artifact, threads=threads)
     if "plan.bin" not in artifact.files:
         raise RunnerError(
             f"{artifact.path}: has no integer program (plan.bin), so the {backend} backend cannot run it; "

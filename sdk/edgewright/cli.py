@@ -288,7 +288,8 @@ def bench(
     opened = Artifact.open(artifact)
     golden = opened.golden()[0]
     inputs = {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
-    backends = [b for b in BACKENDS if b != "reference" and (b != "native" or "plan.bin" in opened.files)]
+    needs = {"native": "plan.bin", "onnxruntime": "model.onnx", "litert": "model.tflite"}
+    backends = [b for b in BACKENDS if needs.get(b) in opened.files]
     calls: dict[str, Any] = {}
     for backend in backends:
         runner = Runner(opened, backend=backend, threads=threads)
