@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -53,17 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def cannot_start(environment: Mapping[str, str], platform: str, python: tuple[int, ...]) -> str:
     """Why the studio cannot run here, in one line with the remedy; empty when it can."""
     try:
-        pyside = version("PySide6_Essentials")
-    except PackageNotFoundError:
+        import PySide6
+    except ImportError:
         return 'PySide6 is not installed; run: pip install "edgewright[studio]"'
-    if pyside == "6.12.0" and python == (3, 11):
+    if PySide6.__version__ == "6.12.0" and python == (3, 11):
         return (
             "PySide6 6.12.0 aborts on Python 3.11; "
             'run: pip install "PySide6_Essentials>=6.11.2,<6.12" "shiboken6>=6.11.2,<6.12"'
         )
     try:
         import PySide6.QtSvg
-        import PySide6.QtWidgets  # noqa: F401
+        import PySide6.QtWidgets
     except ImportError as error:
         remedy = f"on Debian run: apt-get install {QT_PACKAGES}"
         return f"a system library that Qt needs is missing ({error}); {remedy}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
@@ -93,6 +92,8 @@ class TextDialog(QDialog):
 
 def versions() -> str:
     """Versions of what the studio runs on, one per line; read without importing any of it."""
+    from importlib.metadata import PackageNotFoundError, version  # slow, and not for the first paint
+
     lines = [f"Python {platform.python_version()}", platform.platform()]
     for name in PACKAGES:
         try:

@@ -25,7 +25,6 @@ from edgewright_studio.errors import Problem, TaskError
 
 GRACE_S = 2.0
 _READ_BYTES = 1 << 16
-_READS_PER_POLL = 4
 _LOG_LINES_KEPT = 200
 
 
@@ -276,18 +275,16 @@ class _Lines:
         self._partial = b""
 
     def read(self, *, all_of_it: bool) -> list[str]:
-        """Lines that are there; `all_of_it` reads on to the end and gives an unfinished last line too."""
+        """Lines of one read, so that the window is soon back; `all_of_it` reads to the end, cut line and all."""
         chunks = [self._partial]
-        reads = 0
-        while all_of_it or reads < _READS_PER_POLL:
-            reads += 1
+        while True:
             try:
                 chunk = os.read(self._fd, _READ_BYTES)
             except BlockingIOError:
                 break
-            if not chunk:
-                break
             chunks.append(chunk)
+            if not chunk or not all_of_it:
+                break
         *lines, self._partial = b"".join(chunks).split(b"\n")
         if all_of_it and self._partial:
             lines.append(self._partial)

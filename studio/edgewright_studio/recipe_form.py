@@ -28,27 +28,17 @@ class RecipeForm(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self._name = "recipe"
-        self._sections = [_Section(part) for part in parts()]
+        self._sections: list[_Section] = []
         self._seed = QLineEdit()
-        self._seed.setAccessibleName("Seed")
-        self._seed.textChanged.connect(self._seed_changed)
         self._seed_error = label(role="bad", wrap=True)
-        self._seed_error.hide()
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(12)
-        for section in self._sections:
-            section.changed.connect(self.changed)
-            section.explained.connect(self.explained)
-            column.addWidget(section)
-        frame = card()
-        form = _form(frame)
-        form.addRow(caption("Seed"), self._seed)
-        form.addRow(self._seed_error)
-        column.addWidget(frame)
+        self._column = QVBoxLayout(self)
+        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.setSpacing(12)
 
     def set_recipe(self, recipe: ew.Recipe) -> None:
         """Shows a recipe."""
+        if not self._sections:
+            self._build()
         self._name = recipe.name
         self._seed.setText(str(recipe.seed))
         values = values_of(recipe)
@@ -90,6 +80,22 @@ class RecipeForm(QWidget):
             OSError: The file cannot be written.
         """
         write_text(path, self.recipe().to_toml())
+
+    def _build(self) -> None:
+        # Not before there is a recipe to show: the fields cost more than the rest of the window.
+        self._sections = [_Section(part) for part in parts()]
+        for section in self._sections:
+            section.changed.connect(self.changed)
+            section.explained.connect(self.explained)
+            self._column.addWidget(section)
+        frame = card()
+        form = _form(frame)
+        self._seed.setAccessibleName("Seed")
+        self._seed.textChanged.connect(self._seed_changed)
+        self._seed_error.hide()
+        form.addRow(caption("Seed"), self._seed)
+        form.addRow(self._seed_error)
+        self._column.addWidget(frame)
 
     def _seed_changed(self) -> None:
         problem = self._seed_problem()

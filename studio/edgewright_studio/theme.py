@@ -18,6 +18,8 @@ from PySide6.QtWidgets import QApplication, QLabel, QStyleFactory, QWidget
 Mode = Literal["system", "light", "dark"]
 FONTS = ("Inter", "Noto Sans", "Segoe UI", "SF Pro Text", "DejaVu Sans")
 POINT_SIZE = 10
+# Of toolbar and rail, and twice that for dense screens.
+ICON_SIZES = (24, 48)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +86,11 @@ def apply(application: QApplication, colors: Colors) -> None:
     if not application.styleSheet():
         application.setStyle(QStyleFactory.create("Fusion"))
         application.setFont(_font())
-    application.setPalette(palette(colors))
-    application.setStyleSheet(style_sheet(colors))
+    sheet = style_sheet(colors)
+    # Setting it again would style every widget anew.
+    if application.styleSheet() != sheet:
+        application.setPalette(palette(colors))
+        application.setStyleSheet(sheet)
 
 
 def palette(colors: Colors) -> QPalette:
@@ -131,13 +136,14 @@ def style_sheet(colors: Colors) -> str:
     return template
 
 
-def icon(name: str, colors: Colors) -> QIcon:
+def icon(name: str, colors: Colors, *, checkable: bool) -> QIcon:
     """One of the icons in `icons/`, in the scheme's colours: dim when disabled, accented when checked."""
     result = QIcon()
     disabled = _mixed(colors.muted, colors.window, 0.55).name()
-    for size in (16, 20, 24, 32, 48):
+    states = (QIcon.State.Off, QIcon.State.On) if checkable else (QIcon.State.Off,)
+    for size in ICON_SIZES:
         extent = QSize(size, size)
-        for state in (QIcon.State.Off, QIcon.State.On):
+        for state in states:
             tint = colors.accent if state is QIcon.State.On else colors.text
             result.addPixmap(pixmap(name, tint, extent), QIcon.Mode.Normal, state)
             result.addPixmap(pixmap(name, disabled, extent), QIcon.Mode.Disabled, state)

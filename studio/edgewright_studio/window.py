@@ -107,7 +107,7 @@ class MainWindow(QMainWindow):
             self._stack.addWidget(page)
         self.compress_page.ready_changed.connect(self._refresh_actions)
         self._lay_out()
-        self._apply_theme(theme.colors_for(settings.theme, _application()))
+        self._tint(theme.colors_for(settings.theme, _application()))
         self._show_page("model")
         self._refresh_actions()
         self.restoreGeometry(settings.geometry)
@@ -309,7 +309,9 @@ class MainWindow(QMainWindow):
 
     def _set_theme(self, mode: theme.Mode) -> None:
         self._settings.theme = mode
-        self._apply_theme(theme.colors_for(mode, _application()))
+        colors = theme.colors_for(mode, _application())
+        theme.apply(_application(), colors)
+        self._tint(colors)
 
     def _next_pane(self) -> None:
         panes: list[QWidget] = [self._rail, self._stack, self.inspector, self.jobs_panel]
@@ -449,10 +451,10 @@ class MainWindow(QMainWindow):
         self.addDockWidget(area, dock)
         return dock
 
-    def _apply_theme(self, colors: theme.Colors) -> None:
-        theme.apply(_application(), colors)
+    def _tint(self, colors: theme.Colors) -> None:
         for spec in actions.ACTIONS:
-            self.actions_by_id[spec.id].setIcon(theme.icon(spec.icon, colors))
+            action = self.actions_by_id[spec.id]
+            action.setIcon(theme.icon(spec.icon, colors, checkable=action.isCheckable()))
         self.setWindowIcon(QIcon(theme.pixmap("app", colors.accent, QSize(64, 64))))
 
     def _show_page(self, name: str) -> None:

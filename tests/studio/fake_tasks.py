@@ -116,3 +116,15 @@ def die(work: Work, **_rest: Any) -> dict[str, Any]:
 def list_targets(work: Work) -> dict[str, Any]:
     """What a machine with AVX2 says."""
     return {"names": ["rpi5", "x86-64", "x86-avx2"], "here": "x86-avx2"}
+
+
+def hang_beside(work: Work, *, out: str, **_rest: Any) -> dict[str, Any]:
+    """Hangs, with its marker beside the output."""
+    return hang(work, marker=str(Path(out).with_name("marker")))
+
+
+def chatter_digits(work: Work, **_rest: Any) -> dict[str, Any]:
+    """Sends 50,000 events, then waits to be cancelled."""
+    chatter(work, count=50_000)
+    threading.Event().wait()
+    return {}

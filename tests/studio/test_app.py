@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import PySide6
 import pytest
 from PySide6.QtCore import QByteArray, QObject, QSettings
 
@@ -20,7 +21,8 @@ from PySide6.QtCore import QEvent, QObject
 class Watch(QObject):
     def eventFilter(self, watched, event):
         if event.type() == QEvent.Type.Paint:
-            heavy = [m for m in ("numpy", "torch", "onnx", "pyqtgraph", "edgewright_device") if m in sys.modules]
+            names = ("numpy", "torch", "onnx", "pyqtgraph", "edgewright_device")
+            heavy = [m for m in names if m in sys.modules]
             print(json.dumps({"cpu_s": time.process_time(), "heavy": heavy}), flush=True)
             application.quit()
         return False
@@ -55,7 +57,7 @@ def test_qt_does_not_drop_references_to_none() -> None:
 
 
 def test_a_broken_qt_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "version", lambda _name: "6.12.0")
+    monkeypatch.setattr(PySide6, "__version__", "6.12.0")
     assert "6.11.2" in app.cannot_start({}, "linux", (3, 11))
 
 

@@ -66,7 +66,7 @@ def test_an_artifact_gives_its_files_largest_first(tmp_path: Path) -> None:
 def test_a_damaged_artifact_is_refused_with_the_file_that_is_damaged(tmp_path: Path) -> None:
     path = make_artifact(tmp_path / "tiny.ew")
     (path / "weights.safetensors").write_bytes(b"x" * 2048)
-    with pytest.raises(DocumentError, match="weights.safetensors"):
+    with pytest.raises(DocumentError, match=r"weights\.safetensors"):
         open_document(path)
 
 

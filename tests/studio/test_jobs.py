@@ -142,11 +142,12 @@ def test_a_job_dies_with_the_studio_and_leaves_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     program = (
         "import sys, threading; from edgewright_studio.jobs import Job, Task\n"
-        f"job = Job(Task(title='t', function='studio.fake_tasks:hang', arguments={{'marker': {str(marker)!r}}},"
-        f" scratch_in={str(tmp_path)!r}))\n"
+        "marker, folder = sys.argv[1:]\n"
+        "job = Job(Task(title='t', function='studio.fake_tasks:hang', arguments={'marker': marker},"
+        " scratch_in=folder))\n"
         "threading.Event().wait()\n"
     )
-    studio = subprocess.Popen([sys.executable, "-c", program])
+    studio = subprocess.Popen([sys.executable, "-c", program, str(marker), str(tmp_path)])
     try:
         until(marker.exists)
     finally:
