@@ -17,7 +17,6 @@ from edgewright_ota import (
     TrustError,
     unpack,
 )
-from edgewright_ota import client as client_module
 from edgewright_ota.release import scan
 
 from .conftest import Clock, FileServer, write_model
@@ -242,7 +241,7 @@ def test_a_full_disk_is_told_before_the_download(
     _, first, _ = published
     client = connect()
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(client_module.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(PackageError, match="10 are free"):
         client.download(first, package(first))
     assert file_server.requests == []

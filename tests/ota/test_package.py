@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgewright_ota import PackageError, Release, pack, unpack
+from edgewright_ota import PackageError, Release, coding, delta, pack, unpack
 from edgewright_ota import package as package_format
 from edgewright_ota.release import scan
 
@@ -82,7 +82,7 @@ def test_files_of_many_chunks_come_back(tmp_path: Path) -> None:
 def test_file_too_large_to_hold_in_memory_is_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package_format.delta, "MAX_TENSOR_FILE_BYTES", 1000)
+    monkeypatch.setattr(delta, "MAX_TENSOR_FILE_BYTES", 1000)
     for name in ("base", "new"):
         write_model(tmp_path / name, seed=1, step=int(name == "new"))
     release = release_of(tmp_path / "new")
@@ -161,7 +161,7 @@ def test_a_newer_format_asks_for_an_update(built: Path, tmp_path: Path) -> None:
 def craft(release: Release, method: int, payload: bytes) -> bytes:
     """A one-file package whose hashes are right, whatever it holds."""
     chunks = [payload[i : i + 65536] for i in range(0, len(payload), 65536)]
-    table = bytes([method]) + package_format.coding.put_varint(len(payload))
+    table = bytes([method]) + coding.put_varint(len(payload))
     table += b"".join(package_format._short_hash(c) for c in chunks)
     digest = bytes.fromhex(release.digest)[:16]
     return FIXED.pack(package_format.MAGIC, FIXED.size + len(table), digest, bytes(16)) + table + payload
@@ -171,7 +171,7 @@ def test_a_bomb_with_right_hashes_stops_at_the_signed_length(tmp_path: Path) -> 
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "f").write_bytes(b"0123456789")
     release = release_of(tmp_path / "in")
-    bomb = package_format.coding.compress(bytes(1 << 28))
+    bomb = coding.compress(bytes(1 << 28))
     (tmp_path / "p.ewpk").write_bytes(craft(release, package_format.ZSTD, bomb))
     assert_refused(tmp_path / "p.ewpk", release, tmp_path / "out", None, "longer than the 10 bytes")
     for method, payload in [
@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(package_format.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     assert_refused(built / "full.ewpk", release_of(built / "new"), tmp_path / "out", None, "10 are free")
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +229,6 @@ def test_a_deployment_has_what_other_ddi_clients_need(served: Served, request_ra
     assert body["deployment"]["download"] == body["deployment"]["update"] == "forced"
     (chunk,) = body["deployment"]["chunks"]
     assert [a["filename"] for a in chunk["artifacts"]] == ["full.ewpk", "from-1.0.0.ewpk"]
-    import hashlib
-
     for artifact in chunk["artifacts"]:
         link = artifact["_links"]["download-http"]["href"].removeprefix(served.url)
         status, data, headers = request_raw("GET", link)
@@ -353,8 +354,6 @@ def test_config_is_merged_replaced_and_removed(served: Served, request_raw: Requ
     ],
 )
 def test_nothing_but_public_files_is_served(served: Served, path: str) -> None:
-    import http.client
-
     connection = http.client.HTTPConnection(served.url.removeprefix("http://"))
     try:
         connection.putrequest("GET", path)  # sent as it stands, without tidying
@@ -376,20 +375,21 @@ def test_management_needs_its_token(served: Served, request_raw: Request) -> Non
 def test_management_refuses_what_makes_no_sense(served: Served, request_raw: Request) -> None:
     fleet = served.fleet
     add(served, "taken")
-    for ask, status in [
-        (lambda: fleet.add_device("taken"), 409),
-        (lambda: fleet.add_device("../x"), 400),
-        (lambda: fleet.add_device("x", tags=["t" * 65]), 400),
-        (lambda: fleet.device("nobody"), 404),
-        (lambda: fleet.remove_device("nobody"), 404),
-        (lambda: fleet.renew_token("nobody"), 404),
-        (lambda: fleet.start_rollout("model", "9.9.9"), 400),
-        (lambda: fleet.start_rollout("model", "1.0.0", percent=101), 400),
-        (lambda: fleet.start_rollout("model", "1.0.0", percent=float("nan")), 400),
-        (lambda: fleet.change_rollout(10**6, percent=1), 404),
-        (lambda: fleet.change_rollout(1, state="lost"), 400),
-        (lambda: fleet.change_rollout(1), 400),
-    ]:
+    asks: list[tuple[Callable[[], object], int]] = [
+        (partial(fleet.add_device, "taken"), 409),
+        (partial(fleet.add_device, "../x"), 400),
+        (partial(fleet.add_device, "x", tags=["t" * 65]), 400),
+        (partial(fleet.device, "nobody"), 404),
+        (partial(fleet.remove_device, "nobody"), 404),
+        (partial(fleet.renew_token, "nobody"), 404),
+        (partial(fleet.start_rollout, "model", "9.9.9"), 400),
+        (partial(fleet.start_rollout, "model", "1.0.0", percent=101), 400),
+        (partial(fleet.start_rollout, "model", "1.0.0", percent=float("nan")), 400),
+        (partial(fleet.change_rollout, 10**6, percent=1), 404),
+        (partial(fleet.change_rollout, 1, state="lost"), 400),
+        (partial(fleet.change_rollout, 1), 400),
+    ]
+    for ask, status in asks:
         with pytest.raises(ServerError) as caught:
             ask()
         assert caught.value.status == status
