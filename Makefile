@@ -66,7 +66,7 @@ clean: ## forget the environment and all builds
 
 .stamps/torch: .stamps/venv
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(PIP) scikit-build-core nanobind ninja cmake
+	$(PIP) scikit-build-core nanobind cmake ninja
 	@touch $@
 
 .stamps/sdk: .stamps/torch $(SETTINGS) $(BUILD)
