@@ -12,7 +12,7 @@ from edgewright.errors import CompressError, DataError
 from edgewright.progress import OnProgress
 from edgewright.pruning import prune
 from edgewright.recipe import Distill, Recipe
-from edgewright.training import check_fit, device_of, evaluating, tensors, train
+from edgewright.training import check_fit, device_of, evaluating, own_randomness, tensors, train
 
 
 def compress(
@@ -51,7 +51,7 @@ def compress(
     _check_weights(model, "model")
     if teacher is not None:
         _check_weights(teacher, "teacher")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with own_randomness():
         torch.manual_seed(recipe.seed)  # for a DataLoader that shuffles
         return _take_steps(model, recipe, data, teacher, progress)
 

@@ -69,7 +69,7 @@ def fit(
     report_every = math.ceil(batches_per_epoch / REPORTS_PER_EPOCH)
     device = device_of(model)
     optimizer = _optimizer(model, how)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with own_randomness():
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         done, losses = 0, torch.zeros(2)
@@ -101,14 +101,14 @@ def fit(
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Measures accuracy, 0..1, in eval mode; the model's own mode comes back afterwards.
+    """Measures accuracy, 0..1, in eval mode; the model's own mode and the random state come back afterwards.
 
     Raises:
         DataError: There are no batches, or they do not fit the model.
     """
     right = count = 0
     device = device_of(model)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), own_randomness():
         for batch in batches:
             inputs, labels = tensors(batch, device)
             logits = model(inputs)
@@ -130,6 +130,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Lets torch draw random numbers for a while, and then puts its state back as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -38,6 +38,12 @@ def model() -> nn.Module:
         return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
 
+def _loaders() -> Data:
+    x, y = (torch.from_numpy(each) for each in _points())
+    loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+    return Data(train=loader, validation=loader)
+
+
 def _same(one: nn.Module, two: nn.Module) -> bool:
     pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
@@ -57,9 +63,7 @@ def test_same_seed_same_bits_and_another_seed_others(model: nn.Module, points: D
 
 
 def test_same_seed_same_bits_with_a_shuffling_loader(model: nn.Module) -> None:
-    x, y = (torch.from_numpy(each) for each in _points())
-    loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
-    data = Data(train=loader, validation=loader)
+    data = _loaders()
     first = train(model, data, HOW, seed=1)
     assert _same(first, train(model, data, HOW, seed=1))
     assert not _same(first, train(model, data, HOW, seed=2))
@@ -90,9 +94,10 @@ def test_progress_comes_a_few_times_each_epoch_and_ends_with_the_accuracy(
     assert sum("accuracy" in each.metrics for each in reports) == HOW.epochs
 
 
-def test_watching_does_not_change_the_result(model: nn.Module, points: Data) -> None:
-    watched = train(model, points, HOW, progress=lambda _report: None)
-    assert _same(watched, train(model, points, HOW))
+def test_watching_does_not_change_the_result(model: nn.Module) -> None:
+    data = _loaders()
+    watched = train(model, data, HOW, progress=lambda _report: None)
+    assert _same(watched, train(model, data, HOW))
 
 
 class _CancelledError(Exception):
