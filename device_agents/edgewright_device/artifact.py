@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -41,9 +42,15 @@ MAX_PORTS = 64
 MAX_RANK = 8
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PRODUCER = re.compile(r"[ -~]{1,256}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILES = frozenset({PLAN, WEIGHTS, ONNX, TFLITE, GOLDEN})
 _REQUIRED = frozenset({WEIGHTS, ONNX, GOLDEN})
 _CHUNK = 1 << 20
+_ENCRYPTED = 1  # bit of a zip member's flags
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \(((?:\d{1,10},? ?){1,8})\), \} *\n"
+)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -118,16 +125,14 @@ class Artifact:
             )
         manifest = _read(root / MANIFEST, MAX_MANIFEST_BYTES)
         artifact = _parse(root, manifest)
-        for entry in root.iterdir():
+        for entry in sorted(root.iterdir()):
             if entry.name not in {MANIFEST, REPORT, *artifact.files}:
                 raise ArtifactError(
                     f"{entry}: does not belong to the artifact; its manifest does not list it"
                 )
         for name, listed in artifact.files.items():
             file = root / name
-            if file.is_symlink() or not file.is_file():
-                raise ArtifactError(f"{file}: listed in {MANIFEST} but missing; export or download it again")
-            size = file.stat().st_size
+            size = _regular(file).st_size
             if size != listed.size_bytes:
                 raise ArtifactError(
                     f"{file}: {size} bytes, {MANIFEST} says {listed.size_bytes}; it is damaged"
@@ -171,7 +176,7 @@ class Artifact:
             ArtifactError: It is not JSON, or it is about another artifact.
         """
         file = self.path / REPORT
-        if not file.exists():
+        if not os.path.lexists(file):
             return None
         data = _json(file, _read(file, MAX_REPORT_BYTES))
         if data.get("artifact") != self.digest:
@@ -180,7 +185,12 @@ class Artifact:
 
 
 def encode_golden(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """golden.npz with the keys `input.NAME` and `output.NAME`; the same arrays give the same bytes."""
+    """golden.npz with the keys `input.NAME` and `output.NAME`; the same arrays give the same bytes.
+
+    Args:
+        inputs: By name, float32, batch first.
+        outputs: The same.
+    """
     arrays = {f"input.{k}": v for k, v in inputs.items()} | {f"output.{k}": v for k, v in outputs.items()}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -203,18 +213,33 @@ def decode_golden(data: bytes, *, where: str = GOLDEN) -> tuple[Arrays, Arrays]:
     outputs: Arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(m.file_size for m in archive.infolist()) > MAX_GOLDEN_BYTES:
+            members = archive.infolist()
+            if sum(m.file_size for m in members) > MAX_GOLDEN_BYTES:
                 raise ArtifactError(f"{where}: unpacks to more than {MAX_GOLDEN_BYTES} bytes")
-            for member in archive.namelist():
-                with archive.open(member) as stream:
-                    array = np.lib.format.read_array(stream, allow_pickle=False)
-                kind, _, name = member.removesuffix(".npy").partition(".")
-                {"input": inputs, "output": outputs}[kind][name] = array
+            for member in members:
+                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+                    raise ValueError(f"{member.filename} is packed or encrypted; members are stored")
+                kind, _, name = member.filename.removesuffix(".npy").partition(".")
+                {"input": inputs, "output": outputs}[kind][name] = _float32_array(archive.read(member))
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
         raise ArtifactError(f"{where}: not readable as golden vectors ({error})") from None
     if not inputs or not outputs:
         raise ArtifactError(f"{where}: holds no inputs or no outputs")
     return inputs, outputs
+
+
+def _float32_array(data: bytes) -> npt.NDArray[np.float32]:
+    """A `.npy` member: its own header is not trusted to say how much memory to take."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("a .npy header that is not of version 1.0")
+    header = _NPY_HEADER.fullmatch(stream.read(int.from_bytes(stream.read(2), "little")))
+    if header is None:
+        raise ValueError("a .npy header that is not of a float32 array in C order")
+    shape = tuple(int(n) for n in header[1].split(b",") if n.strip())
+    if not shape or math.prod(shape) * 4 != len(data) - stream.tell():
+        raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
+    return np.frombuffer(data, "<f4", offset=stream.tell()).reshape(shape).copy()
 
 
 def write_artifact(
@@ -231,19 +256,28 @@ def write_artifact(
 
     An artifact that is there already is replaced; anything else at `path` is left alone.
 
+    Args:
+        path: The directory.
+        name: The model's name, which releases carry.
+        producer: The program and version that writes it.
+        targets: Names of the targets it is made for.
+        inputs: In the order of the graph.
+        outputs: In the order of the graph.
+        files: Contents by file name.
+
+    Returns:
+        The artifact, opened.
+
     Raises:
         ArtifactError: `path` holds something that is not an artifact.
-        ValueError: A name or a set of files that the format does not allow.
+        ValueError: A name, a port or a set of files that the format does not allow.
     """
     root = Path(path).absolute()
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"artifact name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
-        )
-    if root.exists() and not (root / MANIFEST).is_file():
-        raise ArtifactError(f"{root}: exists and is not an artifact; choose another place or remove it")
+    check_place(root, name)
     if unknown := set(files) - _FILES:
         raise ValueError(f"no artifact has a file {min(unknown)!r}")
+    if missing := _REQUIRED - files.keys():
+        raise ValueError(f"an artifact needs {min(missing)!r}")
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -257,6 +291,10 @@ def write_artifact(
         },
     }
     text = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+    try:
+        _parse(root, text)
+    except ArtifactError as error:
+        raise ValueError(f"not an artifact that could be opened again: {error}") from None
     root.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
@@ -271,9 +309,31 @@ def write_artifact(
     return Artifact.open(root)
 
 
+def check_place(path: str | os.PathLike[str], name: str) -> None:
+    """Whether an artifact of this name may be written there.
+
+    Raises:
+        ArtifactError: `path` holds something that is not an artifact.
+        ValueError: The format does not allow the name.
+    """
+    root = Path(path)
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"artifact name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+        )
+    if not os.path.lexists(root):
+        return
+    # Many directories hold a manifest.json that is none of ours, and files that nobody could bring back.
+    ours = root.is_dir() and (root / MANIFEST).is_file()
+    if not ours or {e.name for e in root.iterdir()} - {MANIFEST, REPORT, *_FILES}:
+        raise ArtifactError(f"{root}: exists and is not an artifact; choose another place or remove it")
+
+
 def write_report(artifact: Artifact, report: bytes) -> None:
     """Puts report.json beside the manifest, whole or not at all."""
-    temporary = artifact.path / f".{REPORT}.tmp"
+    # Beside the directory: left inside by a power cut, it would make the artifact one that no reader opens.
+    root = artifact.path.absolute()
+    temporary = root.with_name(f".{root.name}.{REPORT}.tmp")
     try:
         _write(temporary, report)
         temporary.replace(artifact.path / REPORT)
@@ -285,9 +345,15 @@ def write_report(artifact: Artifact, report: bytes) -> None:
 def _swap_in(staging: Path, root: Path) -> None:
     old = root.with_name(f".{root.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if root.exists():
+    replaces = root.exists()
+    if replaces:
         root.rename(old)
-    staging.rename(root)
+    try:
+        staging.rename(root)
+    except BaseException:
+        if replaces:
+            old.rename(root)
+        raise
     _fsync(root.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -295,29 +361,29 @@ def _swap_in(staging: Path, root: Path) -> None:
 def _parse(root: Path, manifest: bytes) -> Artifact:
     file = root / MANIFEST
     data = _json(file, manifest)
-    if data.get("format") != FORMAT:
+    if type(data.get("format")) is not int or data["format"] != FORMAT:
         raise ArtifactError(f"{file}: format {data.get('format')!r}; this version reads format {FORMAT}")
     try:
         files = {
             str(n): ArtifactFile(
                 size_bytes=_integer(f["size_bytes"], MAX_FILE_BYTES), sha256=_digest(f["sha256"])
             )
-            for n, f in dict(data["files"]).items()
+            for n, f in data["files"].items()
         }
         artifact = Artifact(
             path=root,
             digest=hashlib.sha256(manifest).hexdigest(),
             name=_match(_NAME, data["name"]),
-            producer=str(data["producer"])[:256],
-            targets=tuple(_match(_NAME, t) for t in data["targets"]),
-            inputs=tuple(_port(p) for p in data["inputs"][: MAX_PORTS + 1]),
-            outputs=tuple(_port(p) for p in data["outputs"][: MAX_PORTS + 1]),
+            producer=_match(_PRODUCER, data["producer"]),
+            targets=tuple(_match(_NAME, t) for t in _list(data["targets"])),
+            inputs=_ports(data["inputs"]),
+            outputs=_ports(data["outputs"]),
             files=files,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{file}: {type(error).__name__}: {error}; it is damaged") from None
-    if not (0 < len(artifact.inputs) <= MAX_PORTS and 0 < len(artifact.outputs) <= MAX_PORTS):
-        raise ArtifactError(f"{file}: needs 1 to {MAX_PORTS} inputs and outputs")
+    except KeyError as error:
+        raise ArtifactError(f"{file}: the key {error} is missing; it is damaged") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"{file}: {error}; it is damaged") from None
     if missing := _REQUIRED - files.keys():
         raise ArtifactError(f"{file}: does not list {min(missing)}; the artifact is incomplete")
     if unknown := files.keys() - _FILES:
@@ -337,20 +403,31 @@ def _port_json(port: Port) -> dict[str, Any]:
     }
 
 
+def _ports(data: object) -> tuple[Port, ...]:
+    ports = tuple(_port(p) for p in _list(data)[: MAX_PORTS + 1])
+    if not 0 < len(ports) <= MAX_PORTS:
+        raise ValueError(f"1 to {MAX_PORTS} inputs and outputs are needed")
+    if len({p.name for p in ports}) < len(ports):
+        raise ValueError("two inputs or two outputs have the same name")
+    return ports
+
+
 def _port(data: dict[str, Any]) -> Port:
-    batch, *dims = data["shape"]
+    batch, *dims = _list(data["shape"])
     if batch is not None or not 1 <= len(dims) < MAX_RANK:
         raise ValueError(f"shape {data['shape']!r}: null for the batch, then 1 to {MAX_RANK - 1} sizes")
     if data["dtype"] != "float32":
         raise ValueError(f"dtype {data['dtype']!r} is not float32")
-    if not isinstance(data["name"], str) or not 0 < len(data["name"]) <= 255:
-        raise ValueError("a port's name has 1 to 255 characters")
-    scale, minimum, maximum = (float(data[k]) for k in ("scale", "minimum", "maximum"))
+    if not isinstance(data["name"], str) or not 0 < len(data["name"].encode()) <= 255:
+        raise ValueError("a port's name has 1 to 255 bytes")
+    scale, minimum, maximum = (_number(data[k]) for k in ("scale", "minimum", "maximum"))
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(minimum) and math.isfinite(maximum)):
         raise ValueError(f"port {data['name']!r}: scale and range must be finite, the scale positive")
+    if minimum > maximum:
+        raise ValueError(f"port {data['name']!r}: its range {minimum} to {maximum} is the wrong way round")
     return Port(
         name=data["name"],
-        shape=(None, *(_integer(d, 1 << 20) for d in dims)),
+        shape=(None, *(_integer(d, 1 << 20, least=1) for d in dims)),
         dtype="float32",
         scale=scale,
         zero_point=_integer(data["zero_point"], 255),
@@ -359,20 +436,32 @@ def _port(data: dict[str, Any]) -> Port:
     )
 
 
-def _integer(value: object, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ValueError(f"{value!r} is not a whole number from 0 to {most}")
+def _integer(value: object, most: int, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{value!r:.40} is not a whole number from {least} to {most}")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{value!r:.40} is not a number")
+    return float(value)
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r:.40} is not a list")
     return value
 
 
 def _match(pattern: re.Pattern[str], value: object) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{value!r} is not a name")
+        raise ValueError(f"{value!r:.80} is not of the form {pattern.pattern}")
     return value
 
 
 def _digest(value: object) -> str:
-    return _match(re.compile(r"[0-9a-f]{64}"), value)
+    return _match(_SHA256, value)
 
 
 def _json(file: Path, data: bytes) -> dict[str, Any]:
@@ -386,11 +475,10 @@ def _json(file: Path, data: bytes) -> dict[str, Any]:
 
 
 def _read(file: Path, limit: int) -> bytes:
+    _regular(file)
     try:
         with file.open("rb") as stream:
             data = stream.read(limit + 1)
-    except FileNotFoundError:
-        raise ArtifactError(f"{file}: missing; this is no artifact, or an incomplete one") from None
     except OSError as error:
         raise ArtifactError(f"{file}: cannot be read ({error.strerror})") from None
     if len(data) > limit:
@@ -398,11 +486,27 @@ def _read(file: Path, limit: int) -> bytes:
     return data
 
 
+def _regular(file: Path) -> os.stat_result:
+    """Refuses what is not a plain file: a link may lead anywhere, and a pipe is never read to its end."""
+    try:
+        status = file.lstat()
+    except FileNotFoundError:
+        raise ArtifactError(f"{file}: missing; this is no artifact, or an incomplete one") from None
+    except OSError as error:
+        raise ArtifactError(f"{file}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{file}: not a plain file, such as artifacts are made of")
+    return status
+
+
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise ArtifactError(f"{file}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 
