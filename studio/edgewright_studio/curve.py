@@ -42,7 +42,7 @@ class Curve(QWidget):
         palette = self.palette()
         muted = palette.color(QPalette.ColorRole.Dark)
         grid = palette.color(QPalette.ColorRole.Mid)
-        area = QRectF(self.rect()).adjusted(0, 26, -1, -4)
+        area = QRectF(self.rect()).adjusted(0, 26, -1, -20)
         values = [v for _, line in self._lines for v in line]
         painter.setPen(muted)
         painter.drawText(QRectF(0, 0, self.width(), 20), Qt.AlignmentFlag.AlignLeft, self._title)
@@ -75,8 +75,8 @@ class Curve(QWidget):
             self._draw(painter, points, palette.color(QPalette.ColorRole.Highlight))
             painter.setPen(muted)
             room = QRectF(
-                points.at(0).x() + 5,
-                area.top() + 2,
+                points.at(0).x(),
+                area.bottom() + 4,
                 max(points.at(points.size() - 1).x() - points.at(0).x() - 6, 0),
                 16,
             )

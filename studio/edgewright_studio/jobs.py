@@ -275,7 +275,7 @@ class _Lines:
         self._partial = b""
 
     def read(self, *, all_of_it: bool) -> list[str]:
-        """Lines of one read, so that the window is soon back; `all_of_it` reads to the end, cut line and all."""
+        """Lines of one read, so that the window is soon back; `all_of_it` reads on to the very end."""
         chunks = [self._partial]
         while True:
             try:

@@ -39,7 +39,7 @@ def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
 def caption(text: str) -> QLabel:
     """The label of a form's row, level with the text of the field beside it."""
     result = label(text, "muted")
-    result.setContentsMargins(0, 7, 0, 0)
+    result.setContentsMargins(0, 3, 0, 0)
     return result
 
 

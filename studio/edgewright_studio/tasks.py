@@ -64,6 +64,7 @@ def compress_digits(work: Work, *, recipe: str, target: str, out: str) -> dict[s
     began_s = time.monotonic()
     wanted = ew.Recipe.from_toml(recipe)
     destination = _checked_destination(out)
+    _leave_room()
     digits = ew.digits.load(seed=wanted.seed)
     teacher: nn.Module | None = None
     student: nn.Module
@@ -106,6 +107,7 @@ def compress(
     wanted = ew.Recipe.from_toml(recipe)
     destination = _checked_destination(out)
     work.plan({s: STEP_SECONDS[s] for s in (*_recipe_steps(wanted), *_FINAL_STEPS)})
+    _leave_room()
     original = ew.load_model(f"{model}:{entry_point}")
     tutor = ew.load_model(f"{model}:{teacher}") if teacher else None
     loaded = ew.Data.from_npz(data, seed=wanted.seed)
@@ -162,6 +164,13 @@ _FINAL_STEPS = (
     "verify: onnxruntime",
     "measure",
 )
+
+
+def _leave_room() -> None:
+    """Trains on half of the cores: the window, and what else a person does, need the others."""
+    import torch
+
+    torch.set_num_threads(max((os.cpu_count() or 2) // 2, 1))
 
 
 def _recipe_steps(recipe: ew.Recipe) -> list[str]:

@@ -441,6 +441,7 @@ class MainWindow(QMainWindow):
         dock.setFeatures(QDockWidget.DockWidgetFeature.DockWidgetClosable)
         bar = QWidget()
         bar.setObjectName("dockTitle")
+        bar.setProperty("side", "bottom" if area is Qt.DockWidgetArea.BottomDockWidgetArea else "right")
         bar.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         row = QHBoxLayout(bar)
         row.setContentsMargins(0, 0, 0, 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QSettings, Qt
+from PySide6.QtCore import QSettings
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -82,14 +82,6 @@ def window(make_window: MakeWindow) -> MainWindow:
 @pytest.fixture
 def clipboard(qapp: QApplication) -> Callable[[], str]:
     return lambda: qapp.clipboard().text()
-
-
-def press(qtbot: QtBot, window: MainWindow, key: Qt.Key, *modifiers: Qt.KeyboardModifier) -> None:
-    """Presses a key in whatever has the focus."""
-    held = Qt.KeyboardModifier.NoModifier
-    for each in modifiers:
-        held |= each
-    qtbot.keyClick(window.focusWidget() or window, key, held)
 
 
 def _children() -> set[int]:

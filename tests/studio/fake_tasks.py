@@ -128,3 +128,9 @@ def chatter_digits(work: Work, **_rest: Any) -> dict[str, Any]:
     chatter(work, count=50_000)
     threading.Event().wait()
     return {}
+
+
+def rest(work: Work) -> dict[str, Any]:
+    """Waits to be cancelled."""
+    threading.Event().wait()
+    return {}

@@ -63,7 +63,7 @@ def test_rows_sort_and_unknown_figures_come_last_either_way(qtmodeltester: Model
     rows.set_rows(
         [(words(n), number(v, str(v))) for n, v in (("b", 2.0), ("c", None), ("a", 3.0), ("d", 1.0))]
     )
-    qtmodeltester.check(rows)
+    qtmodeltester.check(rows)  # type: ignore[no-untyped-call]
 
     def shown() -> str:
         return "".join(str(rows.index(i, 0).data()) for i in range(rows.rowCount()))
