@@ -47,7 +47,7 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
             new[name] = _random(rng, dtype, (*shape, 2))
         elif kind == "dtype":
             new[name] = _random(rng, draw(st.sampled_from(DTYPES)), shape)
-    metadata = {"note": draw(st.text(max_size=4))} if new and draw(st.booleans()) else None
+    metadata = {"note": draw(st.text(max_size=4))} if draw(st.booleans()) and new else None
     return save(old), save(new, metadata=metadata)
 
 
