@@ -354,7 +354,7 @@ def _require_verified(directory: Path) -> None:
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it each answer waits 40 ms.
+        # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits 40 ms.
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise OtaError(f"{host}: cannot listen there: {error.strerror}") from None

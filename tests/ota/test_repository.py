@@ -213,7 +213,7 @@ def test_a_publish_killed_at_any_write_leaves_the_view_before_it(
 
 def test_a_creation_killed_at_any_write_can_be_finished(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "v1", seed=1)
-    for stop in range(1, 9):  # four keys, root, targets, snapshot, timestamp
+    for stop in (3, 5, 6, 8):  # of four keys, root, targets, snapshot, timestamp
         path = tmp_path / f"repository{stop}"
         assert kill_publish(path, folder, stop) == -signal.SIGKILL
         with pytest.raises(RepositoryError, match="is not a repository"):
