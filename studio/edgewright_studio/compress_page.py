@@ -131,7 +131,7 @@ class CompressPage(Page):
             return "Open a model first."
         if problem := self.recipe_form.problem():
             return problem
-        return self.job_form.problem(distils=self.recipe_form.recipe().distill is not None)
+        return self.job_form.problem(distills=self.recipe_form.recipe().distill is not None)
 
     def task(self) -> Task:
         """The job that the forms describe.

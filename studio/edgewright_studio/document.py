@@ -142,7 +142,7 @@ def digits_example() -> Document:
                 "1,797 real scans of handwritten digits, 8 \N{MULTIPLICATION SIGN} 8 pixels (scikit-learn)",
             ),
             ("Models", "A large teacher and a small student, both convolutional"),
-            ("Trip", "Distil, prune, fine-tune, quantize to INT8, export, verify"),
+            ("Trip", "Distill, prune, fine-tune, quantize to INT8, export, verify"),
         ),
     )
 

@@ -91,14 +91,14 @@ class JobForm(QFrame):
             wanted = {"Model": python, "Teacher": python, "Data": not example}.get(name, True)
             self._form.setRowVisible(widget, wanted)
 
-    def problem(self, *, distils: bool) -> str:
+    def problem(self, *, distills: bool) -> str:
         """What is missing, in one line; empty when nothing is."""
         if self._document is None:
             return "Open a model first."
         if self._document.kind == "python" and not self._document.entry_points:
             return "This file has no function or class that gives a model; see the Model page."
-        if self._document.kind == "python" and distils and self.teacher.currentText() == NO_TEACHER:
-            return "The recipe distils: choose a teacher, or switch that part off."
+        if self._document.kind == "python" and distills and self.teacher.currentText() == NO_TEACHER:
+            return "The recipe distills: choose a teacher, or switch that part off."
         if self._document.kind != "example":
             data = self.data.text.text().strip()
             if not data:

@@ -23,7 +23,7 @@ _NOT_IN_FORM = frozenset({"feature_weight"})
 _KINDS: dict[type, FieldKind] = {int: "int", float: "float", str: "text"}
 
 PART_TITLES = {
-    "distill": "Distil from a teacher",
+    "distill": "Distill from a teacher",
     "prune": "Prune channels",
     "finetune": "Fine-tune",
     "quantize": "Quantize to INT8",

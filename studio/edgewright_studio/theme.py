@@ -130,7 +130,10 @@ def palette(colors: Colors) -> QPalette:
 
 def style_sheet(colors: Colors) -> str:
     """The style sheet of a scheme."""
-    template = resources.files("edgewright_studio").joinpath("studio.qss").read_text("utf-8")
+    package = resources.files("edgewright_studio")
+    template = package.joinpath("studio.qss").read_text("utf-8")
+    check = package.joinpath("icons", "check-dark.svg" if colors is DARK else "check-light.svg")
+    template = template.replace("@check@", str(check).replace("\\", "/"))
     for name in Colors.__dataclass_fields__:
         template = template.replace(f"@{name}@", getattr(colors, name))
     return template

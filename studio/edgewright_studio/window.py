@@ -82,7 +82,7 @@ class MainWindow(QMainWindow):
         self.compress_page.set_empty(
             "compress",
             "No model yet",
-            "Open a model to compress it by a recipe: distil, prune, fine-tune, quantize, verify.",
+            "Open a model to compress it by a recipe: distill, prune, fine-tune, quantize, verify.",
             [act["file.open"], act["file.example"]],
         )
         self.result_page = ResultPage(act)

@@ -397,7 +397,7 @@ def test_a_field_explains_itself_in_the_inspector(window: MainWindow, qtbot: QtB
     window.actions_by_id["view.compress"].trigger()
     window.activateWindow()
     qtbot.waitUntil(window.isActiveWindow)
-    recipe_field(window, "Distil from a teacher: Temperature").setFocus()
+    recipe_field(window, "Distill from a teacher: Temperature").setFocus()
     shown = [str(w.property("text")) for w in window.inspector.findChildren(QWidget)]
     assert any("Softens both outputs" in text for text in shown)
 
