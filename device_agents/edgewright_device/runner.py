@@ -33,12 +33,14 @@ class Runner:
 
     Raises:
         RunnerError: The backend is not installed, or cannot run this artifact.
-        ValueError: There is no such backend.
+        ValueError: There is no such backend, or less than one thread.
     """
 
     def __init__(self, artifact: Artifact, backend: str = "native", *, threads: int = 1) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+        if threads < 1:
+            raise ValueError(f"{threads} threads: one at least is needed")
         self.artifact = artifact
         self.backend = backend
         self._backend = _load(artifact, backend, threads)

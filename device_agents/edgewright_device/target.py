@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+import re
 import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgewright_device.errors import TargetError
+from edgewright_device.runner import BACKENDS
 from edgewright_kernels import cpu_paths
 
 Status = Literal["run", "tested", "documented"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,6 @@ def _parse(where: str, text: str) -> Target:
     values: dict[str, Any] = {}
     for field in fields(Target):
         if field.name not in data:
-            assert field.default is MISSING
             raise TargetError(f"{where}: {field.name!r} is missing")
         values[field.name] = _value(where, field.name, data[field.name])
     return Target(**values)
@@ -118,6 +121,10 @@ def _value(where: str, key: str, value: object) -> object:
     if key in {"instruction_sets", "backends"}:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise TargetError(f"{where}: {key} must be a list of names, not {value!r}")
+        unknown = [v for v in value if v not in BACKENDS]
+        if key == "backends" and (unknown or not value):
+            what = f"no backend {unknown[0]!r}" if unknown else "one backend at least is needed"
+            raise TargetError(f"{where}: {what}; choose from {', '.join(BACKENDS)}")
         return tuple(value)
     if key == "memory_bytes":
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
@@ -125,6 +132,10 @@ def _value(where: str, key: str, value: object) -> object:
         return value
     if not isinstance(value, str) or not value:
         raise TargetError(f"{where}: {key} must be text, not {value!r}")
+    if key == "name" and not _NAME.fullmatch(value):
+        raise TargetError(
+            f"{where}: name {value!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+        )
     if key == "status" and value not in get_args(Status):
         raise TargetError(f"{where}: status must be one of {', '.join(get_args(Status))}, not {value!r}")
     return value

@@ -9,17 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_device.artifact import PLAN, WEIGHTS, Arrays, Artifact
+from edgewright_device.backends.reference import check_ports
 from edgewright_device.errors import RunnerError
 from edgewright_kernels import Engine, KernelError
+from edgewright_kernels.plan import decode
 
 
 class NativeBackend:
     """Runs plan.bin on the best kernel path of this CPU; the same bits on every path."""
 
     def __init__(self, artifact: Artifact) -> None:
-        weights = np.memmap(artifact.path / WEIGHTS, dtype=np.uint8, mode="r")
+        plan = artifact.read(PLAN)
         try:
-            self._engine = Engine(artifact.read(PLAN), weights)
+            check_ports(artifact, decode(plan))
+            if artifact.files[WEIGHTS].size_bytes == 0:
+                raise RunnerError(f"{artifact.path / WEIGHTS}: is empty")  # which cannot be mapped
+            weights = np.memmap(artifact.path / WEIGHTS, dtype=np.uint8, mode="r")
+            self._engine = Engine(plan, weights)
         except KernelError as error:
             raise RunnerError(f"{artifact.path / PLAN}: {error}") from error
 

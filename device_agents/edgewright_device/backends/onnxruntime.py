@@ -36,8 +36,20 @@ class OnnxRuntimeBackend:
         except Exception as error:
             # Its exceptions have no common base of their own.
             raise RunnerError(f"{artifact.path / ONNX}: ONNX Runtime cannot load it ({error})") from error
+        self._model = artifact.path / ONNX
         self._outputs = [o.name for o in self._session.get_outputs()]
+        for what, listed, found in (
+            ("inputs", artifact.inputs, self._session.get_inputs()),
+            ("outputs", artifact.outputs, self._session.get_outputs()),
+        ):
+            if {p.name for p in listed} != {v.name for v in found}:
+                names = ", ".join(sorted(v.name for v in found))
+                raise RunnerError(f"{self._model}: its {what} are {names}, the manifest lists others")
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Runs one batch."""
-        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+        try:
+            results = self._session.run(None, dict(inputs))
+        except Exception as error:  # as above
+            raise RunnerError(f"{self._model}: ONNX Runtime cannot run it ({error})") from error
+        return dict(zip(self._outputs, results, strict=True))
