@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ class Job:
         self._scratch: Path | None = None
         events_fd, child_events_fd = os.pipe()
         log_fd, child_log_fd = os.pipe()
-        self._events = _Lines(events_fd)
-        self._log = _Lines(log_fd)
+        self._events = _Lines(events_fd, keep_cut=False)
+        self._log = _Lines(log_fd, keep_cut=True)
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=".edgewright-job-", dir=task.scratch_in))
             self._process = subprocess.Popen(
@@ -133,14 +134,6 @@ class Job:
                 pass_fds=(child_events_fd,),
                 start_new_session=True,
             )
-            assert self._process.stdin is not None
-            order = {
-                "function": task.function,
-                "arguments": dict(task.arguments),
-                "scratch": str(self._scratch),
-            }
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
         except OSError as error:
             self._clean()
             raise TaskError(
@@ -151,6 +144,16 @@ class Job:
         finally:
             os.close(child_events_fd)
             os.close(child_log_fd)
+        assert self._process.stdin is not None
+        order = {
+            "function": task.function,
+            "arguments": dict(task.arguments),
+            "scratch": str(self._scratch),
+        }
+        # A child that is gone already shows in the first poll.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
         self._first: tuple[Event, ...] = (Started(pid=self._process.pid),)
 
     @property
@@ -261,7 +264,8 @@ class Job:
         self._log.close()
         if process := getattr(self, "_process", None):
             assert process.stdin is not None
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -269,9 +273,11 @@ class Job:
 class _Lines:
     """Whole lines from a pipe, without waiting for any."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, keep_cut: bool) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        # Whether a last line that a killed child did not finish is of use.
+        self._keep_cut = keep_cut
         self._partial = b""
 
     def read(self, *, all_of_it: bool) -> list[str]:
@@ -286,7 +292,7 @@ class _Lines:
             if not chunk or not all_of_it:
                 break
         *lines, self._partial = b"".join(chunks).split(b"\n")
-        if all_of_it and self._partial:
+        if all_of_it and self._keep_cut and self._partial:
             lines.append(self._partial)
             self._partial = b""
         return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]

@@ -274,7 +274,12 @@ class EmptyState(QFrame):
         words = label(text, "muted", wrap=True)
         words.setAlignment(centre)
         words.setFixedWidth(460)
-        column.addWidget(words, 0, centre)
+        # Not centred by the column: an aligned widget is not asked how high its wrapped text is.
+        middle = QHBoxLayout()
+        middle.addStretch(1)
+        middle.addWidget(words)
+        middle.addStretch(1)
+        column.addLayout(middle)
         column.addSpacing(12)
         row = QHBoxLayout()
         row.setSpacing(10)

@@ -26,7 +26,7 @@ from PySide6.QtWidgets import (
 import edgewright as ew
 from edgewright_studio import actions, theme
 from edgewright_studio.background import Background
-from edgewright_studio.compress_page import CompressPage, Functions
+from edgewright_studio.compress_page import COMPRESSIBLE, CompressPage, Functions
 from edgewright_studio.dialogs import ShortcutSheet, TextDialog, versions
 from edgewright_studio.document import Document, digits_example, identify
 from edgewright_studio.errors import Problem, StudioError
@@ -64,6 +64,7 @@ class MainWindow(QMainWindow):
         self._settings = settings
         self._examples = examples
         self._functions = functions or Functions()
+        self._folder = examples
         self._ends: dict[Job, Callable[[End], None]] = {}
         self.background = Background(self)
         self.background.happened.connect(self._happened)
@@ -132,6 +133,8 @@ class MainWindow(QMainWindow):
                 here = str(end.result["here"])
                 self.compress_page.job_form.set_targets([str(n) for n in end.result["names"]], here)
                 self._target.setText(f"Target: {here}")
+            else:
+                self._target.setText("Target: unknown")
 
         self._start(Task(title="Look for targets", function=self._functions.list_targets), learned)
 
@@ -375,6 +378,10 @@ class MainWindow(QMainWindow):
                 self.result_page.show_content()
             case Cancelled():
                 self.result_page.show_empty()
+        # A model that was opened while the job ran is next.
+        document = self.document
+        if document is not None and document.kind in COMPRESSIBLE and document != self.compress_page.document:
+            self.compress_page.show_document(document, self._folder)
 
     # How it looks.
 
@@ -464,8 +471,11 @@ class MainWindow(QMainWindow):
 
     def _show_document(self, document: Document, folder: Path) -> None:
         self.model_page.show_document(document)
-        if not self.compress_page.running:
+        # An artifact does not take the place of the model it may have been made from.
+        taken = document.kind in COMPRESSIBLE or not self.compress_page.has_content()
+        if taken and not self.compress_page.running:
             self.compress_page.show_document(document, folder)
+        self._folder = folder
         self.setWindowTitle(f"{document.name} \N{EN DASH} {TITLE}")
         self._refresh_actions()
 

@@ -111,6 +111,14 @@ def crash(work: Work, **_rest: Any) -> dict[str, Any]:
     return {"never": 1 // int(work.scratch.name == "?")}
 
 
+def break_off(work: Work, **_rest: Any) -> dict[str, Any]:
+    """Goes away in the middle of an event."""
+    work._events.write(b'{"type": "progr')
+    work._events.flush()
+    os.kill(os.getpid(), 9)
+    return {}
+
+
 def die(work: Work, **_rest: Any) -> dict[str, Any]:
     """Goes away without a word, as after an out-of-memory kill."""
     os.write(1, b"last words\n")

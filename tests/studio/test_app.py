@@ -12,7 +12,9 @@ import pytest
 from PySide6.QtCore import QByteArray, QObject, QSettings
 
 from edgewright_studio import app
+from edgewright_studio.dialogs import TextDialog
 from edgewright_studio.settings import Settings
+from edgewright_studio.window import MainWindow
 
 FIRST_PAINT = """
 import json, sys, time
@@ -100,6 +102,23 @@ def test_a_crash_is_added_to_the_log_which_stays_small(
     app.write_crash(log, "third\n", "Python 3.11\n", now)
     assert "first" not in log.read_text()
     assert "third" in log.read_text()
+
+
+def test_a_mistake_in_the_studio_is_logged_and_shown_and_the_window_stays(
+    window: MainWindow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    app._report_crashes(tmp_path / "crash.log", window)
+    try:
+        raise RuntimeError("a mistake")
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    assert "RuntimeError: a mistake" in (tmp_path / "crash.log").read_text()
+    dialog = window.findChild(TextDialog)
+    assert dialog is not None
+    assert dialog.isVisible()
+    assert window.isVisible()
+    dialog.close()
 
 
 def test_settings_survive_a_restart_and_refuse_nonsense(tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_a_killed_process_is_a_failure_with_its_last_words(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_killed_in_the_middle_of_an_event_is_a_plain_failure(tmp_path: Path) -> None:
+    end = run(Job(task("break_off", tmp_path)))[-1]
+    assert isinstance(end, Failed)
+    assert "signal 9" in end.problem.why
+
+
 def test_cancel_ends_every_process_and_removes_partial_output(tmp_path: Path) -> None:
     job, pids, scratch = hanging("hang", tmp_path)
     assert (scratch / "partial").exists()

@@ -104,6 +104,29 @@ def test_an_artifact_opens_and_is_not_compressed_again(
     assert not window.actions_by_id["job.start"].isEnabled()
 
 
+def test_an_artifact_does_not_take_the_place_of_the_model_to_compress(
+    window: MainWindow, qtbot: QtBot, tmp_path: Path
+) -> None:
+    window.open_path(write_onnx(tmp_path / "net.onnx"))
+    idle(qtbot, window)
+    window.open_path(make_artifact(tmp_path / "tiny.ew"))
+    idle(qtbot, window)
+    assert window.document is not None
+    assert window.document.kind == "artifact"
+    assert window.compress_page.document is not None
+    assert window.compress_page.document.kind == "onnx"
+
+
+def test_a_model_opened_during_a_job_is_next(window: MainWindow, qtbot: QtBot, tmp_path: Path) -> None:
+    window.open_example()
+    job = window.compress_page.job
+    assert job is not None
+    window.open_path(write_onnx(tmp_path / "net.onnx"))
+    idle(qtbot, window)
+    assert window.compress_page.document is not None
+    assert window.compress_page.document.kind == "onnx"
+
+
 def test_a_dropped_file_is_opened(window: MainWindow, qtbot: QtBot, tmp_path: Path) -> None:
     data = QMimeData()
     data.setUrls([QUrl.fromLocalFile(str(write_onnx(tmp_path / "net.onnx")))])
