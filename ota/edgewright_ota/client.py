@@ -69,18 +69,23 @@ class Client:
         self._downloads = Path(directory) / "downloads"
         self._metadata_url = metadata_url
         self._targets_url = targets_url.rstrip("/")
-        self._root = root
         self._now = now
         self._fetcher = Fetcher(http or new_pool())
         with self._translated(Path(directory)):
             durable.make_folders(self._metadata)
             durable.make_folders(self._downloads)
-        if root is None and not (self._metadata / "root.json").exists():
-            raise TrustError(
-                f"{directory}: no trusted root; give the root.json that the publisher handed out"
-            )
-        with self._translated(self._metadata):
+            # python-tuf keeps a root.json too; this one it never touches, so no power cut can lose it.
+            kept = Path(directory) / "trusted-root.json"
+            old = kept.read_bytes() if kept.exists() else None
+            trusted = old if root is None else root
+            if trusted is None:
+                raise TrustError(
+                    f"{directory}: no trusted root; give the root.json that the publisher handed out"
+                )
+            self._root = trusted
             self._updater()
+            if trusted != old:
+                durable.write_file(kept, trusted)
 
     def release(self, name: str, version: str) -> Release:
         """The verified release, with its packages.
@@ -99,6 +104,7 @@ class Client:
         with self._translated(self._metadata):
             updater = self._updater()
             updater.refresh()
+            durable.sync_files(self._metadata)
             entry = updater.get_targetinfo(f"{path}/{RELEASE}")
             if entry is None:
                 raise TrustError(f"{name} {version}: is not signed by this repository's keys")

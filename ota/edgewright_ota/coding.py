@@ -36,7 +36,7 @@ def compress(data: bytes, *, dictionary: bytes = b"") -> bytes:
 
     Args:
         data: What to compress.
-        dictionary: Bytes the decoder will have too; at most 64 MiB of it is used by callers.
+        dictionary: Bytes that the decoder will have too.
     """
     return compressor(len(data), dictionary=dictionary).compress(data)
 

@@ -16,6 +16,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_files(folder: Path) -> None:
+    """Makes files that another library wrote into a folder outlive a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes or replaces a file in one step; makes the folders above it.
 

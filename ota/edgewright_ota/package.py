@@ -55,7 +55,6 @@ class _Entry:
 class _Head:
     """The head of a package, parsed."""
 
-    size_bytes: int
     base: bytes
     entries: tuple[_Entry, ...]
     chunks: tuple[bytes, ...]
@@ -339,7 +338,7 @@ def _read_head(file: IO[bytes], release: Release) -> _Head:
     if size + payload != total or len(hashes) != -(-payload // CHUNK_BYTES) * _HASH_BYTES:
         raise PackageError("it is truncated, or its table is damaged")
     chunks = tuple(hashes[i : i + _HASH_BYTES] for i in range(0, len(hashes), _HASH_BYTES))
-    return _Head(size_bytes=size, base=base, entries=tuple(entries), chunks=chunks)
+    return _Head(base=base, entries=tuple(entries), chunks=chunks)
 
 
 def _check_base(head: _Head, release: Release, base: Path | None) -> None:

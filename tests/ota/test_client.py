@@ -72,6 +72,16 @@ def test_root_is_needed_once_and_never_taken_from_the_network(connect: Connect) 
     connect(root=None).release("model", "1.0.0")
     with pytest.raises(TrustError):
         connect("other", root=b"{}")
+    with pytest.raises(TrustError, match="no trusted root"):
+        connect("other", root=None)
+
+
+def test_what_a_power_cut_took_from_the_metadata_is_fetched_again(connect: Connect, tmp_path: Path) -> None:
+    connect().release("model", "1.0.0")
+    metadata = tmp_path / "device" / "metadata"
+    for path in metadata.rglob("*.json"):
+        path.unlink() if path.is_symlink() else path.write_bytes(b"")
+    connect(root=None).release("model", "1.0.0")
 
 
 def test_metadata_signed_by_other_keys_is_refused(
