@@ -21,7 +21,7 @@ VALIDATION_COUNT = 300
 PAPER = 0.2
 """The value of blank paper in `shifted` scans; in `load` it is 0."""
 
-TEACHING = Training(epochs=12, learning_rate=3e-3)
+TEACHING = Training(epochs=10, learning_rate=3e-3)
 """How to train `Teacher`."""
 ADAPTING = Finetune(epochs=3, learning_rate=1e-3)
 """How to bring a trained network to `shifted` scans."""
@@ -77,7 +77,7 @@ def recipe(seed: int = 0) -> Recipe:
         seed=seed,
         distill=Distill(epochs=12, learning_rate=4e-3),
         prune=Prune(ratio=0.3, round_to=4),
-        finetune=Finetune(epochs=5, learning_rate=1e-3),
+        finetune=Finetune(epochs=8, learning_rate=1e-3),
     )
 
 

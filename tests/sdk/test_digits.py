@@ -93,18 +93,21 @@ def test_recipe_takes_every_step() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_full_recipe_reaches_its_accuracies(seed: int) -> None:
-    scans = digits.load(seed)
-    test = [(scans.x_test, scans.y_test)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        untrained, student = digits.Teacher(), digits.Student()
-    recipe = digits.recipe(seed)
-    teacher = train(untrained, scans.data, digits.TEACHING, seed=seed)
-    only_distilled = replace(recipe, prune=None, finetune=None)
-    distilled = compress(student, only_distilled, data=scans.data, teacher=teacher)
-    pruned = compress(distilled, replace(recipe, distill=None), data=scans.data, teacher=teacher)
-    assert evaluate(teacher, test) >= 0.985
-    assert evaluate(distilled, test) >= 0.98
-    assert evaluate(pruned, test) >= evaluate(distilled, test) - 0.01
+def test_full_recipe_reaches_its_accuracies() -> None:
+    """Over five seeds: one test scan is 0.28 points, so that the cost of pruning shows in the mean alone."""
+    lost = []
+    for seed in range(5):
+        scans = digits.load(seed)
+        test = [(scans.x_test, scans.y_test)]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            untrained, student = digits.Teacher(), digits.Student()
+        recipe = digits.recipe(seed)
+        teacher = train(untrained, scans.data, digits.TEACHING, seed=seed)
+        only_distilled = replace(recipe, prune=None, finetune=None)
+        distilled = compress(student, only_distilled, data=scans.data, teacher=teacher)
+        pruned = compress(distilled, replace(recipe, distill=None), data=scans.data, teacher=teacher)
+        assert evaluate(teacher, test) >= 0.985
+        assert evaluate(distilled, test) >= 0.98
+        lost.append(evaluate(distilled, test) - evaluate(pruned, test))
+    assert np.mean(lost) <= 0.01
