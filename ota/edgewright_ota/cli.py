@@ -185,17 +185,22 @@ def serve(
         bound_host, bound_port = listener.getsockname()[:2]
         url = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        # uvicorn raises the signal that ended it once more, for whoever started it; here that is nobody.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: None)
         config = uvicorn.Config(
             application, log_config=None, access_log=False, timeout_graceful_shutdown=5, server_header=False
         )
+        server = uvicorn.Server(config)
+
+        def end(_number: int, _frame: object) -> None:
+            server.should_exit = True
+
+        # Counts before uvicorn listens to signals, and when it raises the one that ended it once more.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
         result = {"url": url, "tenant": tenant, "token_file": str(token_path)}
         if not _write_json(json_to, result):
             _out().print(f"Listening on {url}   tenant {tenant}, management token in {token_path}")
         sys.stdout.flush()
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 @app.command()

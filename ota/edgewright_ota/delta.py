@@ -89,32 +89,34 @@ def decode_tensors(coded: bytes, base: bytes, size_bytes: int) -> bytes:
         layout = parse_layout(header, size_bytes=size_bytes)
     except LayoutError as error:
         raise PackageError(f"a tensor delta describes no safetensors file: {error}") from None
-    if len(modes) != len(layout.tensors):
-        raise PackageError("a tensor delta lists another number of tensors than its header")
+    if len(modes) != len(layout.tensors) or layout.header != header:
+        raise PackageError("a tensor delta lists other tensors than its header")
     out = np.empty(size_bytes, np.uint8)
     out[: len(header)] = np.frombuffer(header, np.uint8)
     wanted = [(m, t, _base_view(m, t, base, base_layout)) for m, t in zip(modes, layout.tensors, strict=True)]
-    full = reader.array(sum(t.size_bytes for m, t, _ in wanted if m == FULL))
-    narrow = reader.narrow(sum(t.size_bytes for m, t, _ in wanted if m > UNCHANGED and t.item_bytes == 1))
+    full = _Cursor(reader.array(sum(t.size_bytes for m, t, _ in wanted if m == FULL)))
+    narrow_bytes = sum(t.size_bytes for m, t, _ in wanted if m > UNCHANGED and t.item_bytes == 1)
+    narrow = _Cursor(reader.narrow(narrow_bytes))
     wide = {
-        (mode, width): reader.planes(
-            sum(t.size_bytes for m, t, _ in wanted if m == mode and t.item_bytes == width), width
+        (mode, width): _Cursor(
+            reader.planes(
+                sum(t.size_bytes for m, t, _ in wanted if m == mode and t.item_bytes == width), width
+            )
         )
         for mode in (SUBTRACT, XOR)
         for width in _WIDTHS
     }
     reader.end()
-    at: dict[int, int] = {}  # how far each group has been used
     for mode, tensor, old in wanted:
         place = slice(layout.data + tensor.start, layout.data + tensor.end)
         if mode == UNCHANGED:
             out[place] = old
             continue
-        source = full if mode == FULL else narrow if tensor.item_bytes == 1 else wide[mode, tensor.item_bytes]
-        first = at.get(id(source), 0)
-        at[id(source)] = first + tensor.size_bytes
-        part = source[first : first + tensor.size_bytes]
-        out[place] = part if mode == FULL else _undo(mode, tensor.item_bytes, part, old)
+        if mode == FULL:
+            out[place] = full.take(tensor.size_bytes)
+            continue
+        group = narrow if tensor.item_bytes == 1 else wide[mode, tensor.item_bytes]
+        out[place] = _undo(mode, tensor.item_bytes, group.take(tensor.size_bytes), old)
     return out.tobytes()
 
 
@@ -164,6 +166,17 @@ class _Parts:
             planes = _join(values).reshape(-1, width)
             out += [planes[:, i].tobytes() for i in range(width)] if planes.size else []
         return out
+
+
+class _Cursor:
+    """Hands out an array from its beginning on."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+
+    def take(self, size: int) -> Bytes:
+        part, self._data = self._data[:size], self._data[size:]
+        return part
 
 
 class _Reader:
@@ -233,8 +246,8 @@ def _base_view(mode: int, tensor: Tensor, base: bytes, layout: Layout) -> Bytes:
     if mode == FULL:
         return np.empty(0, np.uint8)
     old = _counterpart(tensor, layout)
-    if mode > XOR or old is None:
-        raise PackageError(f"a tensor delta changes {tensor.name[:80]!r}, which its base does not have")
+    if mode > XOR or old is None or (mode == XOR and tensor.item_bytes == 1):
+        raise PackageError(f"a tensor delta changes {tensor.name[:80]!r}, in a way this version cannot")
     return _view(base, layout, old)
 
 

@@ -87,7 +87,8 @@ class Repository:
             try:
                 durable.make_folders(repository.path)
                 with repository._locked():
-                    repository._create()
+                    if not repository._timestamp_path.exists():  # another process may have been first
+                        repository._create()
             except OSError as error:
                 raise RepositoryError(f"{path}: cannot be made: {error}") from error
         repository._load_targets()
@@ -174,8 +175,9 @@ class Repository:
         folder = Path(directory)
         check_name(name)
         version_key(version)
-        release = Release(name=name, version=version, rollback_index=rollback_index, files=scan(folder))
         with self._writing():
+            files = scan(folder)
+            release = Release(name=name, version=version, rollback_index=rollback_index, files=files)
             earlier = self.releases(name)
             if any(version_key(r.version) == version_key(version) for r in earlier):
                 raise RepositoryError(f"{name} {version}: was published before; give a new version")
@@ -232,7 +234,8 @@ class Repository:
             timestamp = self._load_timestamp()
             snapshot = self._load_snapshot(timestamp)
             root = self._load_root()
-            if self._nears_end(root, ROOT_LIFETIME) and keys.has_key(self.keys_path, "root"):
+            new_root = self._nears_end(root, ROOT_LIFETIME) and keys.has_key(self.keys_path, "root")
+            if new_root:
                 root.version += 1
                 self._write_signed(root, ROOT_LIFETIME, self._signer("root", root))
             targets = self._load_targets()
@@ -240,7 +243,7 @@ class Repository:
                 self._write_targets(targets, snapshot, self._signer("targets", root))
             elif not self._nears_end(snapshot, SNAPSHOT_LIFETIME):
                 if not self._nears_end(timestamp, TIMESTAMP_LIFETIME):
-                    return False
+                    return new_root
                 self._write_timestamp(timestamp, snapshot, self._signer("timestamp", root))
                 return True
             self._write_snapshot(snapshot, self._signer("snapshot", root))

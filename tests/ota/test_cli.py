@@ -154,6 +154,8 @@ def test_a_server_ends_cleanly_and_remembers(
     assert served.end() == 0
     assert served.process.stderr is not None
     assert served.process.stderr.read() == ""
+    # One that is ended before its first request ends cleanly, too.
+    assert start_server(repository_path, "--database", database).end() == 0
     again = start_server(repository_path, "--database", database)
     assert again.token == served.token
     assert DdiClient(again.url, "default", "kept", token).poll().deployment == first
