@@ -209,8 +209,12 @@ class CompressPage(Page):
 def default_recipe(document: Document, name: str) -> ew.Recipe:
     """Where the form begins: all steps for the example, no teacher for a model of one's own."""
     if document.kind == "example":
+        # `ew.digits.recipe()`, which would import torch into the window.
         return ew.Recipe(
-            name=name, distill=ew.Distill(epochs=15), prune=ew.Prune(), finetune=ew.Finetune(epochs=6)
+            name="digits",
+            distill=ew.Distill(epochs=12, learning_rate=4e-3),
+            prune=ew.Prune(ratio=0.3, round_to=4),
+            finetune=ew.Finetune(epochs=8, learning_rate=1e-3),
         )
     if document.kind == "python":
         return ew.Recipe(name=name, prune=ew.Prune(), finetune=ew.Finetune())

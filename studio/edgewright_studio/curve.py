@@ -10,10 +10,17 @@ MAX_POINTS = 2000
 
 
 class Curve(QWidget):
-    """Values in the order they came; each step's values form a line of their own."""
+    """Values in the order they came; each step's values form a line of their own.
 
-    def __init__(self, title: str, form: str) -> None:
+    Args:
+        title: What the figure is.
+        form: How its newest value is printed.
+        each_own_scale: Whether every step fills the height, as where their figures cannot be compared.
+    """
+
+    def __init__(self, title: str, form: str, *, each_own_scale: bool) -> None:
         super().__init__()
+        self._each_own_scale = each_own_scale
         self._title = title
         self._form = form
         self._lines: list[tuple[str, list[float]]] = []
@@ -58,11 +65,12 @@ class Curve(QWidget):
         painter.drawText(
             QRectF(0, 0, self.width(), 20), Qt.AlignmentFlag.AlignRight, self._form.format(values[-1])
         )
-        low, high = min(values), max(values)
-        span = high - low or 1.0
         place = 0
         for index, (step, line) in enumerate(self._lines):
             points = QPolygonF()
+            scale = line if self._each_own_scale else values
+            low = min(scale)
+            span = max(scale) - low or 1.0
             for value in line:
                 x = area.left() + area.width() * place / max(len(values) - 1, 1)
                 points.append(QPointF(x, area.bottom() - (value - low) / span * area.height()))

@@ -48,7 +48,8 @@ class ShortcutSheet(QDialog):
             grid.addWidget(label(title, "heading"), 0, 0, 1, 3)
             for row, spec in enumerate((s for s in ACTIONS if s.menu == menu), start=1):
                 keys = spec.shortcut or f"Alt, {title}"
-                grid.addWidget(label(keys, "chip"), row, 0, Qt.AlignmentFlag.AlignLeft)
+                corner = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop
+                grid.addWidget(label(keys, "chip"), row, 0, corner)
                 grid.addWidget(label(spec.tip, wrap=True), row, 1, 1, 2)
             grid.setColumnMinimumWidth(0, 130)
             column.addWidget(frame)

@@ -127,7 +127,7 @@ class Job:
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=".edgewright-job-", dir=task.scratch_in))
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "edgewright_studio.worker", str(child_events_fd)],
+                [sys.executable, "-P", "-u", "-m", "edgewright_studio.worker", str(child_events_fd)],
                 stdin=subprocess.PIPE,
                 stdout=child_log_fd,
                 stderr=child_log_fd,

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     Predict = Callable[[Samples], npt.NDArray[np.float32]]
 
 CASES = 1000
-TEACHER_EPOCHS = 12
 MEASURE_ROUNDS = 200
 # Usual seconds of each step of the digits example on a laptop; only their ratio counts.
 STEP_SECONDS: Mapping[str, float] = {
@@ -73,12 +72,12 @@ def compress_digits(work: Work, *, recipe: str, target: str, out: str) -> dict[s
     work.plan({s: STEP_SECONDS[s] for s in steps})
     tell = _teller(work)
     if wanted.distill is not None:
-        how = ew.Training(epochs=TEACHER_EPOCHS)
+        how = ew.digits.TEACHING
         teacher = ew.train(ew.digits.Teacher(), digits.data, how, seed=wanted.seed, progress=tell)
         original, name, student = teacher, "Teacher, float", ew.digits.Student()
     else:
         # Without a teacher, the student learns from the labels before it is compressed.
-        how = ew.Training(epochs=TEACHER_EPOCHS)
+        how = ew.digits.TEACHING
         student = ew.train(ew.digits.Student(), digits.data, how, seed=wanted.seed, progress=tell)
         original, name = student, "Float"
     small = ew.compress(student, wanted, data=digits.data, teacher=teacher, progress=tell)

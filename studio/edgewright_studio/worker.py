@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,8 @@ class Work:
         self._events = events
         self._ends: dict[str, tuple[float, float]] = {}
         self._overall = 0.0
-        self._step = ""
+        self._shown = ""
+        self._began_s = time.monotonic()
 
     def plan(self, weights: Mapping[str, float]) -> None:
         """Says the steps to come in order, each with its usual share of the time, in any unit."""
@@ -47,9 +49,11 @@ class Work:
     def progress(self, step: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """Says how far a step is; one that the plan does not name counts as part of the step before it."""
         if step in self._ends:
-            self._step = step
             begin, share = self._ends[step]
             self._overall = max(self._overall, begin + share * (done / total if total else 1.0))
+        if step != self._shown:
+            self._shown = step
+            sys.stdout.write(f"{time.monotonic() - self._began_s:7.1f} s  {step}\n")
         self._send(
             type="progressed",
             step=step,

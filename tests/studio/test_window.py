@@ -17,8 +17,9 @@ from pytestqt.qtbot import QtBot
 import edgewright as ew
 from edgewright_studio import theme
 from edgewright_studio.actions import ACTIONS, build
-from edgewright_studio.compress_page import Functions
+from edgewright_studio.compress_page import Functions, default_recipe
 from edgewright_studio.dialogs import ShortcutSheet, TextDialog
+from edgewright_studio.document import digits_example
 from edgewright_studio.page import Page
 from edgewright_studio.settings import Settings
 from edgewright_studio.window import MainWindow
@@ -379,6 +380,10 @@ def test_the_form_starts_from_the_recipe_and_gives_it_back(
     form.set_recipe(ew.Recipe(name="other"))
     form.load(tmp_path / "recipe.toml")
     assert form.recipe() == recipe
+
+
+def test_the_example_begins_with_the_recipe_of_the_digits() -> None:
+    assert default_recipe(digits_example(), "any") == ew.digits.recipe()
 
 
 def test_a_wrong_value_shows_the_sdks_message_and_holds_the_job(window: MainWindow, qtbot: QtBot) -> None:
