@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from record import Claim, write
 from rich.console import Console
 
@@ -18,6 +19,7 @@ SEEDS = range(5)
 
 def main() -> None:
     """Runs the demo once for each seed and records what came out."""
+    torch.set_num_threads(1)  # as the command does
     console = Console(file=sys.stderr)
     rows: list[dict[str, Any]] = []
     for seed in SEEDS:

@@ -49,8 +49,12 @@ def demo(
     json_to: JsonOption = None,
 ) -> None:
     """The whole trip on handwritten digits: compress, verify, publish, update, roll back."""
+    import torch
+
     from edgewright.demo import run_demo, show
 
+    # Networks this small are no faster on more threads, and on a busy machine these wait for one another.
+    torch.set_num_threads(1)
     console = console_for(json_to)
     result = run_demo(out, seed=seed, console=console)
     show(result, console)

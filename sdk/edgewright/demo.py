@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from edgewright.latency import measure, onnx_call
 from edgewright.process import Program
 from edgewright.progress import OnProgress
 from edgewright.publishing import publish
-from edgewright.recipe import Distill, Finetune, Prune, Recipe
+from edgewright.recipe import Recipe
 from edgewright.training import evaluate, train
 from edgewright.verification import VerificationReport, verify
 from edgewright_device import Artifact, Runner, detect, write_artifact
@@ -111,21 +111,24 @@ def _prepare(out: Path) -> None:
 
 
 def _compress(trip: _Trip, data: digits.Digits) -> tuple[Any, Any, Any]:
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(trip.seed)
+        untrained_teacher, untrained_student = digits.Teacher(), digits.Student()
+    recipe = digits.recipe(trip.seed)
     with trip.step("train a teacher") as (progress, findings):
-        teacher = train(digits.Teacher(), data.data, digits.TEACHING, seed=trip.seed, progress=progress)
+        teacher = train(untrained_teacher, data.data, digits.TEACHING, seed=trip.seed, progress=progress)
         findings.append(f"{100 * _accuracy(teacher, data):.2f} %   {_parameters(teacher):,} parameters")
     with trip.step("distil a student") as (progress, findings):
-        recipe = Recipe(name="digits-student", seed=trip.seed, distill=DISTILL)
-        student = compress(digits.Student(), recipe, data=data.data, teacher=teacher, progress=progress)
+        distil = replace(recipe, prune=None, finetune=None)
+        student = compress(untrained_student, distil, data=data.data, teacher=teacher, progress=progress)
         findings.append(f"{100 * _accuracy(student, data):.2f} %   {_parameters(student):,} parameters")
     with trip.step("prune and fine-tune it") as (progress, findings):
-        recipe = Recipe(name="digits-pruned", seed=trip.seed, prune=Prune(ratio=0.3), finetune=Finetune())
-        pruned = compress(student, recipe, data=data.data, teacher=teacher, progress=progress)
+        prune = replace(recipe, distill=None)
+        pruned = compress(student, prune, data=data.data, teacher=teacher, progress=progress)
         findings.append(f"{100 * _accuracy(pruned, data):.2f} %   {_parameters(pruned):,} parameters")
     return teacher, student, pruned
-
-
-DISTILL = Distill(epochs=12)
 
 
 def _export_and_verify(
