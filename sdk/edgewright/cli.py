@@ -159,6 +159,7 @@ def export(
     base: Annotated[
         Path | None, typer.Option(help="The artifact now on the devices: keeps updates small.")
     ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe; its [quantize] part is used.")] = None,
     backend: Annotated[
         Literal["native", "onnxruntime"],
         typer.Option(help="onnxruntime takes operators that the native engine lacks."),
@@ -187,6 +188,7 @@ def export(
             calibration=_samples(calibration),
             out=out or model.with_suffix(".ew"),
             base=Artifact.open(base) if base else None,
+            quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
             backend=backend,
             progress=progress,
         )
