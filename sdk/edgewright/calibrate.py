@@ -34,9 +34,11 @@ class Grid:
 
     @classmethod
     def around(cls, low: float, high: float) -> Grid:
-        """The finest grid that holds [low, high] and 0."""
+        """The finest grid that holds [low, high] and 0; for a value that is always 0, that of [0, 1]."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = float(np.float32(max((high - low) / 255.0, LEAST_SCALE)))
+        if high - low < 255.0 * LEAST_SCALE:
+            low, high = 0.0, 1.0
+        scale = float(np.float32((high - low) / 255.0))
         return cls(scale=scale, zero_point=int(np.clip(round(-low / scale), 0, 255)))
 
     @property
@@ -124,7 +126,8 @@ def observe(
         for name, value in values.items():
             low, high = ranges[name]
             if high > low:
-                counts[name] += np.histogram(value, BINS, (low, high))[0]
+                # In float64: the bins of a narrow range would fall together in float32.
+                counts[name] += np.histogram(value.astype(np.float64), BINS, (low, high))[0]
         done += 1
         if progress:
             progress(min(done * BATCH, 2 * count), 2 * count)

@@ -76,6 +76,7 @@ def compress(
     import edgewright as ew
 
     console = console_for(json_to)
+    _check_program(out)
     how = ew.Recipe.from_toml(recipe)
     samples = ew.Data.from_npz(data)
     given = ew.load_model(model, weights)
@@ -93,17 +94,18 @@ def distill(
     out: Annotated[Path, typer.Option(help="The trained student, .pt2.")],
     weights: Weights = None,
     teacher_weights: TeacherWeights = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 10,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Of the optimizer, at its highest.")] = 2e-3,
     temperature: Annotated[float, typer.Option(help="Softens both outputs.")] = 4.0,
     alpha: Annotated[float, typer.Option(help="Weight of the teacher, 0..1.")] = 0.7,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Fixes the training.")] = 0,
     json_to: JsonOption = None,
 ) -> None:
     """Train a student from a teacher's outputs; the result is a .pt2 program."""
     import edgewright as ew
 
     console = console_for(json_to)
+    _check_program(out)
     try:
         how = ew.Distill(epochs=epochs, learning_rate=learning_rate, temperature=temperature, alpha=alpha)
     except ValueError as error:
@@ -117,13 +119,16 @@ def distill(
     _save_compressed(given, small, samples, out, console, json_to)
 
 
+def _check_program(out: Path) -> None:
+    if out.suffix != ".pt2":
+        raise ExportError(f"{out}: the compressed model is a torch.export program; name it NAME.pt2")
+
+
 def _save_compressed(
     before: Any, after: Any, samples: Any, out: Path, console: Any, json_to: str | None
 ) -> None:
     import edgewright as ew
 
-    if out.suffix != ".pt2":
-        raise ExportError(f"{out}: the compressed model is a torch.export program; name it NAME.pt2")
     example = next(iter(samples.validation))[0]
     ew.save_model(after, (example,), out)
     rows = {
@@ -209,20 +214,25 @@ def export(
 
 
 def _samples(path: Path) -> Any:
-    """The samples in an .npz: x, or x_train, for a model with one input; else arrays by input name."""
+    """The samples in an .npz: x, or x_train, with nothing but labels beside it; else arrays by input name."""
+    import zipfile
+    import zlib
+
     import numpy as np
 
     if not path.is_file():
         raise ExportError(f"{path}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ExportError(f"{path}: one array alone; save it with np.savez(FILE, x=...)")
+        with loaded as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ExportError(f"{path}: not an .npz of plain arrays ({error})") from None
-    for name in ("x", "x_train", "x_validation"):
-        if name in arrays:
-            return arrays[name]
-    return arrays
+    samples = [name for name in ("x", "x_train", "x_validation") if name in arrays]
+    others = arrays.keys() - {"x", "x_train", "x_validation", "y", "y_train", "y_validation"}
+    return arrays[samples[0]] if samples and not others else arrays
 
 
 @app.command()
@@ -265,6 +275,7 @@ def verify(
         )
     console.print(table)
     if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(found.to_json(), "utf-8")
     emit(json_to, json.loads(found.to_json()))
     if not found.passed:
@@ -277,7 +288,7 @@ def bench(
     reference: Annotated[
         Path | None, typer.Option(help="A float .onnx to time beside it, in ONNX Runtime.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in one call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, interleaved.")] = 200,
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of ONNX Runtime; the native engine has one.")

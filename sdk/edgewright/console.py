@@ -78,11 +78,15 @@ def run(app: typer.Typer | Callable[..., Any]) -> None:
     try:
         app()
     except DemoError as error:
-        sys.stderr.write(f"the demo stopped: {error}\n")
+        sys.stderr.write(f"the demo stopped: {_one_line(error)}\n")
         raise SystemExit(DID_NOT_HOLD) from None
     except (SdkError, DeviceError, OtaError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_one_line(error)}\n")
         raise SystemExit(BAD_USE) from None
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         raise SystemExit(130) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +19,12 @@ import safetensors.numpy
 
 from edgewright.calibrate import Grid, Observed, observe
 from edgewright.errors import ExportError
-from edgewright.graph import float_graph, normalize, onnx_function, value_shapes
+from edgewright.graph import float_graph, forward_parameters, normalize, onnx_function, value_shapes
 from edgewright.lower import lower
 from edgewright.progress import OnProgress, Progress
 from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
-from edgewright_device import Artifact, Port, Target, encode_golden, write_artifact
+from edgewright_device import Artifact, Port, Target, check_place, encode_golden, write_artifact
 from edgewright_kernels import Engine, KernelError
 from edgewright_kernels.plan import ByteRange, encode
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 GOLDEN_SAMPLES = 8
+GOLDEN_INPUT_BYTES = 24 << 20
 MAX_CALIBRATION_SAMPLES = 1024
 OPTIMIZED_TOLERANCE = 1e-4
 
@@ -80,13 +82,20 @@ def export(
         raise ExportError(f"target {target.name!r} has no backend {backend!r}; choose from {target.backends}")
     report = progress or _ignore
     path = Path(out)
+    name = path.name.removesuffix(".ew")
+    try:
+        check_place(path, name)
+    except ValueError as error:
+        raise ExportError(f"{path}: {error}") from None
+    if isinstance(calibration, Iterator):  # which can be gone through once
+        calibration = list(itertools.islice(calibration, MAX_CALIBRATION_SAMPLES))
 
     report(Progress(step="trace", done=0, total=1))
     if isinstance(model, str | os.PathLike):
         graph = float_graph(Path(model))
     else:
         graph = float_graph(
-            model, _as_tuple(_head(calibration) if example_inputs is None else example_inputs)
+            model, _as_tuple(_head(model, calibration) if example_inputs is None else example_inputs)
         )
     report(Progress(step="trace", done=1, total=1))
     _check_ports(graph)
@@ -112,7 +121,7 @@ def export(
     weights = safetensors.numpy.save(dict(sorted(quantized.weights.items())))
     ranges = byte_ranges(weights)
     files = {"weights.safetensors": weights, "model.onnx": _with_external_data(quantized.model, ranges)}
-    golden_inputs = {name: value[:GOLDEN_SAMPLES] for name, value in samples.items()}
+    golden_inputs = _golden_inputs(samples)
     if backend == "native":
         plan = lower(quantized.model, ranges, len(weights))
         needed = plan.arena_bytes + len(weights)
@@ -131,7 +140,7 @@ def export(
     files["golden.npz"] = encode_golden(golden_inputs, golden)
     artifact = write_artifact(
         path,
-        name=path.name.removesuffix(".ew"),
+        name=name,
         producer=f"edgewright {version('edgewright')}",
         targets=(target.name,),
         inputs=tuple(_port(v, quantized, observed) for v in graph.graph.input),
@@ -180,16 +189,18 @@ def export_onnx(
         ExportError: The model cannot be read or traced, or the optimized graph is not equal.
     """
     source = Path(model) if isinstance(model, str | os.PathLike) else model
+    path = Path(out)
+    if isinstance(source, Path) and path.exists() and source.exists() and path.samefile(source):
+        raise ExportError(f"{path}: is the model itself, which would be lost; write it to another file")
     graph = float_graph(source, None if example_inputs is None else _as_tuple(example_inputs), slim=False)
     error = None
     if optimize:
         before, graph = graph, normalize(graph)
         error = _largest_error(before, graph)
-        if error > OPTIMIZED_TOLERANCE:
+        if not error <= OPTIMIZED_TOLERANCE:
             raise ExportError(
                 f"the optimized graph differs by {error:.2g} of the largest output; nothing was written"
             )
-    path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -210,7 +221,7 @@ def _largest_error(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     _check_ports(before)
     feed = {n: random.random((8, *(d or 1 for d in shapes[n][1:])), np.float32) for n in names}
     a, b = onnx_function(before)(feed), onnx_function(after)(feed)
-    return max(float(np.abs(a[n] - b[n]).max() / max(np.abs(a[n]).max(), 1e-30)) for n in a)
+    return float(np.max([np.abs(a[n] - b[n]).max() / max(np.abs(a[n]).max(), 1e-30) for n in a]))
 
 
 def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
@@ -223,21 +234,23 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
     names = [i.name for i in graph.graph.input]
     samples: Samples = {}
     if isinstance(calibration, Mapping):
-        samples = {str(k): _array(v)[:MAX_CALIBRATION_SAMPLES] for k, v in calibration.items()}
+        samples = {str(k): np.atleast_1d(_array(v))[:MAX_CALIBRATION_SAMPLES] for k, v in calibration.items()}
     elif hasattr(calibration, "shape"):
-        samples = {names[0]: _array(calibration)[:MAX_CALIBRATION_SAMPLES]}
+        samples = {names[0]: np.atleast_1d(_array(calibration))[:MAX_CALIBRATION_SAMPLES]}
     else:
-        batches: list[tuple[Any, ...]] = []
+        batches: list[tuple[npt.NDArray[np.float32], ...]] = []
         count = 0
         for batch in calibration:
-            batches.append(_as_tuple(batch)[: len(names)])
+            batches.append(tuple(map(_array, _as_tuple(batch)[: len(names)])))
+            if len(batches[-1]) < len(names) or any(part.ndim == 0 for part in batches[-1]):
+                raise ExportError(f"each batch of calibration data must begin with the inputs {names}")
             count += len(batches[-1][0])
             if count >= MAX_CALIBRATION_SAMPLES:
                 break
         if batches:
             columns = zip(*batches, strict=True)
             samples = {
-                name: np.concatenate([_array(part) for part in column])[:MAX_CALIBRATION_SAMPLES]
+                name: _joined(name, column)[:MAX_CALIBRATION_SAMPLES]
                 for name, column in zip(names, columns, strict=False)
             }
     if not samples or any(len(v) == 0 for v in samples.values()):
@@ -246,6 +259,9 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
         raise ExportError(
             f"calibration data is for inputs {sorted(samples)}; the model takes {sorted(names)}"
         )
+    if len({len(v) for v in samples.values()}) > 1:
+        counts = {n: len(v) for n, v in samples.items()}
+        raise ExportError(f"the inputs differ in their number of calibration samples: {counts}")
     for name, value in samples.items():
         if value.shape[1:] != tuple(shapes[name][1:]):
             want = ", ".join(map(str, shapes[name][1:]))
@@ -253,6 +269,13 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
                 f"calibration data for {name!r} has shape {value.shape}; (samples, {want}) is needed"
             )
     return samples
+
+
+def _joined(name: str, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    try:
+        return np.concatenate(parts)
+    except ValueError as error:
+        raise ExportError(f"calibration batches for {name!r} do not fit together ({error})") from None
 
 
 def byte_ranges(weights: bytes) -> dict[str, ByteRange]:
@@ -337,24 +360,40 @@ def _port(value: onnx.ValueInfoProto, quantized: Quantized, observed: Mapping[st
     )
 
 
+def _golden_inputs(samples: Samples) -> Samples:
+    """The first samples, as many as golden.npz has room for with their outputs."""
+    one = sum(value[:1].nbytes for value in samples.values())
+    return {n: v[: max(1, min(GOLDEN_SAMPLES, GOLDEN_INPUT_BYTES // one))] for n, v in samples.items()}
+
+
 def _array(value: Any) -> npt.NDArray[np.float32]:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
+    try:
+        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"calibration data must be arrays of numbers ({error})") from None
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _head(calibration: Any) -> Sequence[Any]:
+def _head(model: nn.Module, calibration: Any) -> Sequence[Any]:
     """Arguments of one call of a module, from calibration data."""
+    parameters = forward_parameters(model)
     if isinstance(calibration, Mapping):
-        return [_array(v)[:2] for v in calibration.values()]
+        if unknown := calibration.keys() - parameters.keys():
+            raise ExportError(
+                f"calibration data is for inputs {sorted(map(str, calibration))}; forward takes "
+                f"{list(parameters)}, not {min(map(str, unknown))!r}"
+            )
+        return [_array(calibration[n])[:2] for n in parameters if n in calibration]
     if hasattr(calibration, "shape"):
         return [_array(calibration)[:2]]
     first = next(iter(calibration), None) if isinstance(calibration, Iterable) else None
     if first is None:
         raise ExportError("no calibration data: give at least one sample, better some hundred")
-    return [_array(_as_tuple(first)[0])[:2]]
+    count = max(1, sum(parameters.values()))  # what follows the inputs in a batch are labels
+    return [_array(part)[:2] for part in _as_tuple(first)[:count]]
 
 
 def _ignore(progress: Progress) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.version_converter
 from onnx import numpy_helper, shape_inference
 
 from edgewright.errors import ExportError
@@ -55,6 +56,7 @@ def float_graph(
         raise ExportError("an nn.Module needs example_inputs, the arguments of one call, to be exported")
     else:
         graph = _from_torch(copy.deepcopy(model).eval(), example_inputs)
+    _forget_sources(graph)
     return normalize(graph) if slim else graph
 
 
@@ -71,10 +73,10 @@ def normalize(model: onnx.ModelProto) -> onnx.ModelProto:
 
     try:
         onnx.checker.check_model(model)
-        slim: onnx.ModelProto = onnxslim.slim(copy.deepcopy(model))
+        slim: onnx.ModelProto = onnxslim.slim(_modern(model))
         slim = shape_inference.infer_shapes(slim, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"not a valid ONNX graph: {str(error).splitlines()[0]}") from None
+        raise ExportError(f"not a valid ONNX graph: {str(error).strip().splitlines()[0]}") from None
     constants = initializers(slim)
     shapes = value_shapes(slim)
     for index, node in enumerate(slim.graph.node):
@@ -87,6 +89,7 @@ def normalize(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in slim.graph.node:
         if node.op_type == "Gemm":
             _transpose_gemm(slim, node, constants)
+            _flatten_gemm_bias(slim, node, constants)
     drop_unused_initializers(slim)
     del slim.graph.value_info[:]
     return shape_inference.infer_shapes(slim, strict_mode=True, data_prop=True)
@@ -244,11 +247,20 @@ def _from_torch(
         names = [str(n) for n in inputs]
     else:
         assert example_inputs is not None
-        tensors = tuple(_two(torch.as_tensor(x)) for x in example_inputs)
-        with torch.no_grad():
-            result = model(*tensors)
+        tensors = tuple(repeated(torch.as_tensor(x)) for x in example_inputs)
+        try:
+            with torch.no_grad():
+                result = model(*tensors)
+        except Exception as error:  # a model may raise anything
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+            raise ExportError(
+                f"the model does not take inputs of shape {shapes}: {error}; the samples (example_inputs, or "
+                "the calibration data) must be what forward takes, the batch first"
+            ) from error
         outputs = len(result) if isinstance(result, tuple | list) else 1
-        names = list(inspect.signature(model.forward).parameters)[: len(tensors)]
+        names = list(forward_parameters(model))[: len(tensors)]
+        if len(names) < len(tensors):
+            names = [f"x{i}" for i in range(len(tensors))]
         batch = torch.export.Dim("N", min=1, max=1 << 20)
         arguments = {"args": tensors, "dynamic_shapes": tuple({0: batch} for _ in tensors)}
     try:
@@ -259,7 +271,7 @@ def _from_torch(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=names,
-                output_names=["y"] if outputs == 1 else [f"y{i}" for i in range(outputs)],
+                output_names=_output_names(outputs, names),
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever the model raised
@@ -272,9 +284,55 @@ def _from_torch(
     return program.model_proto
 
 
-def _two(x: torch.Tensor) -> torch.Tensor:
+def forward_parameters(model: nn.Module) -> dict[str, bool]:
+    """The parameters of a module's forward that can be given by place, and whether each must be given."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind in kinds}
+
+
+def _output_names(count: int, taken: Sequence[str]) -> list[str]:
+    names = ["y"] if count == 1 else [f"y{i}" for i in range(count)]
+    return [f"{n}_out" for n in names] if set(names) & set(taken) else names
+
+
+def repeated(x: torch.Tensor) -> torch.Tensor:
     """A batch of one makes torch.export freeze the batch size at 1; a batch of two does not."""
-    return x if x.shape[0] > 1 else x.repeat(2, *[1] * (x.ndim - 1))
+    return x.repeat(2, *[1] * (x.ndim - 1)) if x.ndim and x.shape[0] == 1 else x
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Removes what the exporter notes for debugging: stack traces, with the paths of the machine."""
+    del model.metadata_props[:]
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    for function in model.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+
+
+def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in the opset that quantization is written in, its constants no longer listed as inputs."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    constants = {i.name for i in copied.graph.initializer}
+    inputs = [i for i in copied.graph.input if i.name not in constants]
+    del copied.graph.input[:]
+    copied.graph.input.extend(inputs)
+    copied.ir_version = max(copied.ir_version, 8)
+    opset = next((o.version for o in copied.opset_import if o.domain in {"", "ai.onnx"}), 1)
+    if opset >= OPSET:
+        return copied
+    try:
+        return onnx.version_converter.convert_version(copied, OPSET)
+    except Exception as error:  # it raises RuntimeError and what C++ makes of it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"the graph is of ONNX opset {opset} and cannot be brought to {OPSET} ({reason}); export it anew"
+        ) from None
 
 
 @contextmanager
@@ -299,7 +357,7 @@ def _mean_to_pool(
 ) -> None:
     shape = shapes.get(node.input[0], ())
     given = attributes(node)
-    axes = constants[node.input[1]] if len(node.input) > 1 else np.array(given.get("axes", ()))
+    axes = constants.get(node.input[1], ()) if len(node.input) > 1 else given.get("axes", ())
     if len(shape) != 4 or sorted(int(a) % 4 for a in axes) != [2, 3]:
         return
     source, result, keep = node.input[0], node.output[0], given.get("keepdims", 1)
@@ -368,3 +426,20 @@ def _transpose_gemm(
     node.input[1] = name
     del node.attribute[:]
     node.attribute.append(onnx.helper.make_attribute("transB", 1))
+
+
+def _flatten_gemm_bias(
+    model: onnx.ModelProto, node: onnx.NodeProto, constants: dict[str, npt.NDArray[Any]]
+) -> None:
+    """A bias that is spread over the outputs, such as (1, O) or a single number, becomes (O,)."""
+    weight, name = constants.get(node.input[1]), [*node.input, ""][2]
+    bias = constants.get(name)
+    if weight is None or bias is None or bias.shape == (len(weight),) or not attributes(node).get("transB"):
+        return
+    if bias.size not in {1, len(weight)} or bias.shape[-1:] not in {(), (1,), (len(weight),)}:
+        return
+    shared = sum(name in n.input for n in model.graph.node) > 1
+    own = f"{name}.{node.name}" if shared else name
+    constants[own] = np.broadcast_to(bias.reshape(-1), (len(weight),)).copy()
+    set_initializer(model, own, constants[own])
+    node.input[2] = own

@@ -74,7 +74,7 @@ def onnx_call(path: Path, inputs: Sequence[npt.NDArray[Any]], *, threads: int = 
     """One call of a float `.onnx` file in ONNX Runtime at its best settings, on inputs in the graph's order.
 
     Raises:
-        ExportError: ONNX Runtime cannot load the file.
+        ExportError: ONNX Runtime cannot load the file, or run it on these inputs.
     """
     import onnxruntime
 
@@ -85,5 +85,12 @@ def onnx_call(path: Path, inputs: Sequence[npt.NDArray[Any]], *, threads: int = 
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base of their own
         raise ExportError(f"{path}: ONNX Runtime cannot load it ({error})") from error
-    feed = {i.name: value for i, value in zip(session.get_inputs(), inputs, strict=True)}
+    names = [i.name for i in session.get_inputs()]
+    if len(names) != len(inputs):
+        raise ExportError(f"{path}: takes {len(names)} inputs, {len(inputs)} are given")
+    feed = dict(zip(names, inputs, strict=True))
+    try:
+        session.run(None, feed)
+    except Exception as error:  # as above
+        raise ExportError(f"{path}: ONNX Runtime cannot run it on these inputs ({error})") from error
     return lambda: session.run(None, feed)

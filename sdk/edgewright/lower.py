@@ -70,10 +70,10 @@ def rescale(
     is below 2^-31. With `same_shift` all factors share the shift of the largest.
 
     Raises:
-        ExportError: A factor is not in (0, 2^30).
+        ExportError: A factor is not in (0, 2^30 - 1).
     """
     values = np.asarray(factors, np.float64)
-    if not (np.isfinite(values).all() and (values > 0).all() and (values < 2.0**30).all()):
+    if not (np.isfinite(values).all() and (values > 0).all() and (values < 2.0**30 - 1).all()):
         raise ExportError(f"a change of scale by {values.max()} does not fit the integer program")
     largest = np.full_like(values, values.max()) if same_shift else values
     # frexp: value = mantissa * 2^exponent, mantissa in [0.5, 1); so value * 2^(31 - exponent) < 2^31.
@@ -197,14 +197,16 @@ class _Lowering:
         """The uint8 tensor behind an operator's input."""
         dequantize = self.producer.get(node.input[index])
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            raise ExportError(f"{_describe(node)}: its input {node.input[index]!r} is not quantized")
+            raise ExportError(
+                f"{_describe(node)}: its input {node.input[index]!r} is not quantized; {_REMEDY}"
+            )
         return self.numbers[dequantize.input[0]]
 
     def _constant(self, node: onnx.NodeProto, index: int) -> _Constant:
         dequantize = self.producer.get(node.input[index])
         if dequantize is None or dequantize.input[0] not in self.ranges:
             raise ExportError(
-                f"{_describe(node)}: its input {node.input[index]!r} is not a quantized constant"
+                f"{_describe(node)}: its input {node.input[index]!r} is not a quantized constant; {_REMEDY}"
             )
         scale = self.values[dequantize.input[1]].reshape(-1)
         return _Constant(name=dequantize.input[0], scale=scale)
@@ -273,9 +275,10 @@ class _Lowering:
             factors = [x_t.scale / y_t.scale, self.tensors[b].scale / y_t.scale]
             if x_t.shape != self.tensors[b].shape:
                 raise ExportError(f"{_describe(node)}: broadcasting is not in the native engine; {_REMEDY}")
-            self.ops.append(Add(a=x, b=b, y=y, rescale=rescale(factors, low=low, high=high, same_shift=True)))
+            change = _rescale(node, factors, low, high, same_shift=True)
+            self.ops.append(Add(a=x, b=b, y=y, rescale=change))
         elif node.op_type in {"Relu", "Clip"}:
-            change = rescale([x_t.scale / y_t.scale], low=low, high=high)
+            change = _rescale(node, [x_t.scale / y_t.scale], low, high)
             self.ops.append(Requantize(x=x, y=y, rescale=change))
         elif node.op_type == "Flatten":
             if attributes(node).get("axis", 1) != 1:
@@ -284,6 +287,8 @@ class _Lowering:
         elif node.op_type == "MaxPool":
             self.ops.append(MaxPool(x=x, y=y, window=self._window(node, x_t)))
         else:
+            if len(x_t.shape) != 3:
+                raise ExportError(f"{_describe(node)}: only 2-D pools are in the native engine; {_REMEDY}")
             if node.op_type == "GlobalAveragePool":
                 window = Window(kernel=(x_t.shape[0], x_t.shape[1]))
             else:
@@ -294,7 +299,7 @@ class _Lowering:
                         f"{_REMEDY}"
                     )
             area = window.kernel[0] * window.kernel[1]
-            change = rescale([x_t.scale / (y_t.scale * area)], low=low, high=high)
+            change = _rescale(node, [x_t.scale / (y_t.scale * area)], low, high)
             self.ops.append(AveragePool(x=x, y=y, window=window, rescale=change))
 
     def _weighted(self, node: onnx.NodeProto, x: int) -> None:
@@ -305,7 +310,7 @@ class _Lowering:
         y, low, high = self._result(node)
         scale = np.broadcast_to(weight.scale.astype(np.float64), (shape[0],))
         factors = scale * self.tensors[x].scale / self.tensors[y].scale
-        change = rescale(factors, low=low, high=high)
+        change = _rescale(node, factors, low, high)
         number = self._range(weight.name)
         if node.op_type == "Gemm":
             self.ops.append(FullyConnected(x=x, y=y, weight=number, bias=bias, rescale=change))
@@ -356,6 +361,23 @@ _REMEDY = "ONNX Runtime can run it: export with backend='onnxruntime'"
 
 def _describe(node: onnx.NodeProto) -> str:
     return f"operator {node.op_type} (node {node.name or node.output[0]!r})"
+
+
+def _rescale(
+    node: onnx.NodeProto,
+    factors: npt.NDArray[np.float64] | Sequence[float],
+    low: int,
+    high: int,
+    *,
+    same_shift: bool = False,
+) -> Rescale:
+    try:
+        return rescale(factors, low=low, high=high, same_shift=same_shift)
+    except ExportError as error:
+        raise ExportError(
+            f"{_describe(node)}: {error}; its output hardly moves on the calibration data: is it enough, and "
+            "is the model trained?"
+        ) from None
 
 
 def place_in_arena(tensors: Iterable[Tensor], ops: Sequence[Op]) -> tuple[tuple[Tensor, ...], int]:

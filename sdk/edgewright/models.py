@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import os
@@ -37,7 +38,10 @@ def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn
     factory = getattr(_import(place), name, None)
     if factory is None:
         raise CompressError(f"{source}: {place} has no {name!r}")
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:  # other people's code may raise anything
+        raise CompressError(f"{source}: calling {name!r} failed ({_said(error)})") from error
     if not isinstance(model, torch.nn.Module):
         raise CompressError(f"{source}: calling {name!r} gave a {type(model).__name__}, not an nn.Module")
     if weights is not None:
@@ -50,7 +54,7 @@ def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os
 
     Args:
         model: Is left as it is.
-        example_inputs: Arguments of one call, tensors with a batch of at least 2 first.
+        example_inputs: Arguments of one call, tensors or arrays, the batch first.
         path: Ends in `.pt2`.
 
     Raises:
@@ -58,17 +62,18 @@ def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os
     """
     import torch
 
-    from edgewright.graph import quiet
+    from edgewright.graph import quiet, repeated
 
     out = Path(path)
     batch = torch.export.Dim("N", min=1, max=1 << 20)
+    tensors = tuple(repeated(torch.as_tensor(x)) for x in example_inputs)
     try:
         with quiet():
             program = torch.export.export(
-                model.eval(), example_inputs, dynamic_shapes=tuple({0: batch} for _ in example_inputs)
+                copy.deepcopy(model).eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors)
             )
     except Exception as error:  # torch raises many kinds for code it cannot trace
-        raise ExportError(f"torch cannot trace this model: {error}") from error
+        raise ExportError(f"torch cannot trace this model: {_said(error)}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp.pt2")
     try:
@@ -82,8 +87,8 @@ def _import(place: str) -> Any:
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
-        except ImportError as error:
-            raise CompressError(f"{place}: cannot be imported ({error})") from error
+        except Exception as error:  # it runs other people's code
+            raise CompressError(f"{place}: cannot be imported ({_said(error)})") from error
     path = Path(place)
     if not path.is_file():
         raise CompressError(f"{place}: there is no such file")
@@ -92,8 +97,18 @@ def _import(place: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it runs other people's code
+        if sys.modules.get(path.stem) is module:
+            del sys.modules[path.stem]
+        raise CompressError(f"{place}: cannot be run ({_said(error)})") from error
     return module
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -65,6 +65,7 @@ class Program:
                     f"{self.name} did not get there within {timeout_s:g} s; the last it said: {last}"
                 ) from None
             if line is None:
+                self._lines.put(None)
                 raise DemoError(f"{self.name} ended early: {self._log.read_text().strip() or 'no word why'}")
             if fits(line):
                 return line
@@ -87,7 +88,10 @@ class Program:
     def _read(self, stream: IO[str]) -> None:
         with stream:
             for line in stream:
-                self._lines.put(json.loads(line))
+                try:
+                    self._lines.put(json.loads(line))
+                except ValueError:
+                    self._lines.put({"event": "not JSON", "text": line.rstrip()})
         self._lines.put(None)
 
 

@@ -32,6 +32,7 @@ def publish(
 
     Raises:
         PublishError: The report is about another artifact, or a check did not pass.
+        ArtifactError: The artifact on disk is no longer whole.
         OtaError: The repository refuses the release; the message says why.
     """
     if report.artifact != artifact.digest:
@@ -42,6 +43,8 @@ def publish(
     if not report.passed:
         failed = ", ".join(f"{c.name}: {c.verdict}" for c in report.checks if c.verdict != "passed")
         raise PublishError(f"{artifact.path}: verification did not pass ({failed}); it is not published")
+    if Artifact.open(artifact.path).digest != artifact.digest:
+        raise PublishError(f"{artifact.path}: is no longer what was verified; run `edgewright verify` again")
     write_report(artifact, report.to_json().encode())
     return Repository.open(Path(repository), create=True).publish(
         artifact.path, name=artifact.name, version=version, rollback_index=rollback_index

@@ -228,7 +228,8 @@ class _Quantizer:
     ) -> npt.NDArray[np.float32]:
         """One scale per output channel; large enough that bias and accumulator stay within 32 bits."""
         largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-        least = np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE)
+        # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
+        least = np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))
         fresh: npt.NDArray[np.float32] = np.maximum(largest / 127, least).astype(np.float32)
         old = self.base.weights.get(name) if self.base else None
         if old is None or old.shape != fresh.shape:

@@ -11,11 +11,19 @@ Z_95 = 1.959963984540054
 
 
 def sqnr_db(reference: npt.ArrayLike, value: npt.ArrayLike) -> float:
-    """Signal to quantization noise ratio in dB: `10 log10(sum(r^2) / sum((r - v)^2))`; inf when equal."""
+    """Signal to quantization noise ratio in dB: `10 log10(sum(r^2) / sum((r - v)^2))`.
+
+    It is inf when all values are equal, and nan when one is.
+    """
     r, v = np.asarray(reference, np.float64), np.asarray(value, np.float64)
-    noise, signal = float(np.sum((r - v) ** 2)), float(np.sum(r**2))
+    with np.errstate(invalid="ignore", over="ignore"):
+        noise, signal = float(np.sum((r - v) ** 2)), float(np.sum(r**2))
     if noise == 0:
         return math.inf
+    if math.isnan(noise) or math.isnan(signal):
+        return math.nan
+    if math.isinf(noise):
+        return -math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 

@@ -93,11 +93,11 @@ class VerificationReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(c.verdict == "passed" for c in self.checks)
+        """Whether there were checks, and every one passed."""
+        return bool(self.checks) and all(c.verdict == "passed" for c in self.checks)
 
     def to_json(self) -> str:
-        """The report as JSON; infinite numbers become null."""
+        """The report as JSON; a number that is none becomes the text "inf", "-inf" or "nan"."""
         data = {"format": 1, "passed": self.passed, **asdict(self)}
         return json.dumps(_finite(data), indent=1, sort_keys=True) + "\n"
 
@@ -113,16 +113,18 @@ class VerificationReport:
             data.pop("passed")
             if data.pop("format") != 1:
                 raise ValueError("not format 1")
-            data["sqnr_db"] = np.inf if data["sqnr_db"] is None else data["sqnr_db"]
-            checks = (
-                c | {"interval": tuple(c["interval"]) if c["interval"] else None} for c in data.pop("checks")
+            data["sqnr_db"] = float(data["sqnr_db"])
+            checks = tuple(
+                Check(
+                    **c
+                    | {
+                        "value": float(c["value"]),
+                        "interval": tuple(c["interval"]) if c["interval"] else None,
+                    }
+                )
+                for c in data.pop("checks")
             )
-            return cls(
-                checks=tuple(
-                    Check(**c | {"value": np.inf if c["value"] is None else c["value"]}) for c in checks
-                ),
-                **data,
-            )
+            return cls(checks=checks, **data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise VerifyError(f"not a verification report: {error}") from None
 
@@ -178,11 +180,11 @@ def verify(
             )
         )
         unfused = _run(Runner(artifact, backend="onnxruntime").run, drawn, "onnxruntime", report)
-        agreement = min(sqnr_db(got[n], unfused[n]) for n in got)
+        agreement = float(np.min([sqnr_db(got[n], unfused[n]) for n in got]))
         checks.append(
             _at_least("onnx", "model.onnx in ONNX Runtime against the native engine", agreement, 25.0, "dB")
         )
-    noise = min(sqnr_db(expected[n], got[n]) for n in got)
+    noise = float(np.min([sqnr_db(expected[n], got[n]) for n in got]))
     checks.append(
         _at_least("sqnr", "signal to quantization noise against the float model", noise, min_sqnr_db, "dB")
     )
@@ -253,9 +255,16 @@ def _float_outputs(
 
     try:
         outputs = _run(run, cases, "float", report)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+    except VerifyError:
+        raise
+    except Exception as error:  # a model may raise anything
         raise VerifyError(f"the reference does not take this artifact's inputs: {error}") from error
     for port in artifact.outputs:
+        if len(outputs[port.name]) != len(cases):
+            raise VerifyError(
+                f"the reference gives {len(outputs[port.name])} results for {len(cases)} cases "
+                f"({port.name!r}); the first dimension must be the batch"
+            )
         if outputs[port.name].shape[1:] != port.shape[1:]:
             raise VerifyError(
                 f"the reference gives {outputs[port.name].shape[1:]} where the artifact gives "
@@ -276,12 +285,18 @@ def _run(
 
 def _golden_check(artifact: Artifact, engine: Runner, *, exact: bool) -> Check:
     inputs, expected = artifact.golden()
-    got = engine.run(inputs)
+    try:
+        got = engine.run(inputs)
+    except ValueError as error:
+        raise VerifyError(f"{artifact.path}: its golden vectors do not fit it: {error}") from None
+    shapes = {n: (o.shape, o.dtype) for n, o in got.items()}
+    if {n: (o.shape, o.dtype) for n, o in expected.items()} != shapes:
+        raise VerifyError(f"{artifact.path}: its golden outputs are not what it gives in name or shape")
     if exact:
         return _bounded(
             "golden", "golden vectors replayed, differing values", _differing(expected, got), 0, "values"
         )
-    worst = max(float(np.abs(expected[n] - got[n]).max() / (np.ptp(expected[n]) or 1)) for n in expected)
+    worst = float(np.max([np.abs(expected[n] - got[n]).max() / (np.ptp(expected[n]) or 1) for n in got]))
     return _bounded(
         "golden",
         "golden vectors replayed, largest share of the range",
@@ -336,5 +351,5 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     if isinstance(value, float) and not np.isfinite(value):
-        return None
+        return str(value)
     return value
