@@ -122,12 +122,10 @@ class Quantize:
         calibration: How an activation's range is chosen from samples: "minmax" (all that was seen),
             "percentile" (clips the rarest), "mse" (least squared error).
         percentile: The part of the values, in percent, that "percentile" keeps.
-        weight_bits: Bits per weight; 8 is what every target runs.
     """
 
     calibration: Literal["minmax", "percentile", "mse"] = "minmax"
     percentile: float = _number(99.99, 50, 100, above=True)
-    weight_bits: Literal[8] = 8
 
     def __post_init__(self) -> None:
         _check(self)
