@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QEvent, QObject, Signal, SignalInstance
+from PySide6.QtCore import QEvent, QObject, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QCheckBox, QFormLayout, QFrame, QLabel, QLineEdit, QVBoxLayout, QWidget
 
 import edgewright as ew
@@ -29,6 +29,7 @@ class RecipeForm(QWidget):
         super().__init__()
         self._name = "recipe"
         self._sections: list[_Section] = []
+        self._is_made = False
         self._seed = QLineEdit()
         self._seed_error = label(role="bad", wrap=True)
         self._column = QVBoxLayout(self)
@@ -37,8 +38,8 @@ class RecipeForm(QWidget):
 
     def set_recipe(self, recipe: ew.Recipe) -> None:
         """Shows a recipe."""
-        if not self._sections:
-            self._build()
+        while self._make_next():
+            pass
         self._name = recipe.name
         self._seed.setText(str(recipe.seed))
         values = values_of(recipe)
@@ -81,13 +82,23 @@ class RecipeForm(QWidget):
         """
         write_text(path, self.recipe().to_toml())
 
-    def _build(self) -> None:
-        # Not before there is a recipe to show: the fields cost more than the rest of the window.
-        self._sections = [_Section(part) for part in parts()]
-        for section in self._sections:
+    def prepare(self) -> None:
+        """Makes the fields, one part per turn of the event loop, for they cost as much as the window."""
+        if self._make_next():
+            QTimer.singleShot(0, self, self.prepare)
+
+    def _make_next(self) -> bool:
+        """Makes the fields of the next part; False when there is none left."""
+        if self._is_made:
+            return False
+        known = parts()
+        if len(self._sections) < len(known):
+            section = _Section(known[len(self._sections)])
             section.changed.connect(self.changed)
             section.explained.connect(self.explained)
+            self._sections.append(section)
             self._column.addWidget(section)
+            return True
         frame = card()
         form = _form(frame)
         self._seed.setAccessibleName("Seed")
@@ -96,6 +107,8 @@ class RecipeForm(QWidget):
         form.addRow(caption("Seed"), self._seed)
         form.addRow(self._seed_error)
         self._column.addWidget(frame)
+        self._is_made = True
+        return False
 
     def _seed_changed(self) -> None:
         problem = self._seed_problem()

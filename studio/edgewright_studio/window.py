@@ -129,6 +129,7 @@ class MainWindow(QMainWindow):
         """Asks in the background which targets there are; called once the window is on the screen."""
 
         def learned(end: End) -> None:
+            self.compress_page.recipe_form.prepare()
             if isinstance(end, Finished):
                 here = str(end.result["here"])
                 self.compress_page.job_form.set_targets([str(n) for n in end.result["names"]], here)

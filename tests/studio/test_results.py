@@ -26,7 +26,7 @@ def test_a_result_survives_the_way_through_json() -> None:
 
 def test_the_tiles_say_what_was_gained_and_do_not_hide_a_loss() -> None:
     result = sample_result("/x.ew")
-    assert ("37.1\N{MULTIPLICATION SIGN}", "smaller") in result.highlights()
+    assert ("39.2\N{MULTIPLICATION SIGN}", "smaller") in result.highlights()
     assert ("\N{MINUS SIGN}0.56", "points of accuracy") in result.highlights()
     slow = Result.from_json(
         result.to_json()

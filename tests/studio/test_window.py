@@ -358,6 +358,18 @@ def test_targets_are_learned_in_the_background(window: MainWindow, qtbot: QtBot)
     assert box.currentData() == ""
 
 
+def test_the_form_is_made_bit_by_bit_and_finished_when_it_is_needed(window: MainWindow, qtbot: QtBot) -> None:
+    form = window.compress_page.recipe_form
+    form.prepare()
+    made = len(form.findChildren(QLineEdit))
+    form.set_recipe(ew.Recipe(name="x"))
+    complete = len(form.findChildren(QLineEdit))
+    assert complete > made
+    form.prepare()
+    QApplication.processEvents()
+    assert len(form.findChildren(QLineEdit)) == complete
+
+
 # The forms.
 
 
