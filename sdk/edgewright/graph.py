@@ -259,10 +259,12 @@ def _from_torch(
             ) from error
         outputs = len(result) if isinstance(result, tuple | list) else 1
         names = list(forward_parameters(model))[: len(tensors)]
-        if len(names) < len(tensors):
-            names = [f"x{i}" for i in range(len(tensors))]
         batch = torch.export.Dim("N", min=1, max=1 << 20)
-        arguments = {"args": tensors, "dynamic_shapes": tuple({0: batch} for _ in tensors)}
+        free: list[Any] = [{0: batch} for _ in tensors]
+        if len(names) < len(tensors):  # forward(*xs): torch wants the rest as one tuple
+            free = [*free[: len(names)], tuple(free[len(names) :])]
+            names = [f"x{i}" for i in range(len(tensors))]
+        arguments = {"args": tensors, "dynamic_shapes": tuple(free)}
     try:
         with quiet():
             program = torch.onnx.export(

@@ -1,0 +1,374 @@
+"""Lowering: each operator computes what the QDQ graph says, and what is not there is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgewright.errors import ExportError
+from edgewright.graph import float_graph
+from edgewright.lower import NATIVE_OPERATORS, lower, place_in_arena, rescale
+from edgewright.statistics import sqnr_db
+from edgewright_kernels.plan import ARENA_ALIGNMENT, Add, Op, Requantize, Tensor, tensor_inputs
+from sdk.graphs import FloatArray, Node, graph, lowered, mlp, normal, quantize
+
+IMAGE = (4, 9, 7)
+
+
+def image(node: Node, *more: Node, out: tuple[int | None, ...] = (None, None, None), **constants: Any) -> Any:
+    last = (more or (node,))[-1][2]
+    return graph([node, *more], {"x": IMAGE}, {last: out}, constants)
+
+
+def conv(w: tuple[int, ...], bias: bool = True, **attributes: Any) -> Any:
+    constants = {"w": normal(*w, seed=1), **({"b": normal(w[0], seed=2)} if bias else {})}
+    return image(("Conv", ["x", *constants], "y", attributes), **constants)
+
+
+def after_conv(*nodes: Node, out: tuple[int | None, ...] = (None, None, None), **constants: Any) -> Any:
+    """The operator under test behind a convolution, so that its input is no input of the graph."""
+    first: Node = ("Conv", ["x", "w0"], "c", {"pads": [1, 1, 1, 1]})
+    return image(first, *nodes, out=out, w0=normal(4, 4, 3, 3, seed=3), **constants)
+
+
+GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "Conv 3x3": lambda: conv((5, 4, 3, 3)),
+    "Conv 1x1": lambda: conv((5, 4, 1, 1)),
+    "Conv without bias": lambda: conv((5, 4, 3, 3), bias=False),
+    "Conv with padding": lambda: conv((5, 4, 3, 3), pads=[1, 2, 0, 1]),
+    "Conv with strides": lambda: conv((5, 4, 3, 3), strides=[2, 3], pads=[1, 1, 1, 1]),
+    "Conv with dilations": lambda: conv((5, 4, 3, 2), dilations=[2, 3]),
+    "Conv auto_pad SAME_UPPER": lambda: conv((5, 4, 2, 4), auto_pad="SAME_UPPER", strides=[2, 2]),
+    "Conv auto_pad SAME_LOWER": lambda: conv((5, 4, 2, 4), auto_pad="SAME_LOWER", strides=[2, 2]),
+    "Conv auto_pad VALID": lambda: conv((5, 4, 3, 3), auto_pad="VALID"),
+    "Conv depthwise": lambda: conv((4, 1, 3, 3), group=4, pads=[1, 1, 1, 1]),
+    "Conv depthwise with strides": lambda: conv((4, 1, 5, 3), group=4, strides=[2, 1]),
+    "Conv then Relu": lambda: after_conv(("Relu", ["c"], "y", {})),
+    "Conv then Clip": lambda: after_conv(
+        ("Clip", ["c", "lo", "hi"], "y", {}), lo=np.float32(0), hi=np.float32(6)
+    ),
+    "Clip with a lower bound alone": lambda: after_conv(("Clip", ["c", "lo"], "y", {}), lo=np.float32(-1.5)),
+    "Clip with an upper bound alone": lambda: after_conv(
+        ("Clip", ["c", "", "hi"], "y", {}), hi=np.float32(1.25)
+    ),
+    "Relu of an input": lambda: after_conv_of_relu(),
+    "Relu and then Clip": lambda: after_conv(
+        ("Relu", ["c"], "r", {}), ("Clip", ["r", "lo", "hi"], "y", {}), lo=np.float32(0.5), hi=np.float32(3)
+    ),
+    "Conv read twice": lambda: after_conv(("Relu", ["c"], "r", {}), ("Add", ["c", "r"], "y", {})),
+    "Add": lambda: after_conv(("Add", ["x", "c"], "y", {})),
+    "Add of a value to itself": lambda: after_conv(("Add", ["c", "c"], "y", {})),
+    "Add then Relu": lambda: after_conv(("Add", ["c", "x"], "a", {}), ("Relu", ["a"], "y", {})),
+    "MaxPool": lambda: after_conv(("MaxPool", ["c"], "y", {"kernel_shape": [2, 2], "strides": [2, 2]})),
+    "MaxPool with padding": lambda: after_conv(
+        ("MaxPool", ["c"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]})
+    ),
+    "MaxPool with dilations": lambda: after_conv(
+        ("MaxPool", ["c"], "y", {"kernel_shape": [2, 2], "dilations": [3, 2]})
+    ),
+    "AveragePool": lambda: after_conv(("AveragePool", ["c"], "y", {"kernel_shape": [3, 2]})),
+    "AveragePool with padding that counts": lambda: after_conv(
+        ("AveragePool", ["c"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1})
+    ),
+    "GlobalAveragePool": lambda: after_conv(("GlobalAveragePool", ["c"], "y", {})),
+    "Flatten": lambda: after_conv(("Flatten", ["c"], "y", {"axis": 1}), out=(None,)),
+    "Gemm": lambda: mlp(features=20),
+    "Gemm behind Flatten": lambda: after_conv(
+        ("Flatten", ["c"], "f", {"axis": 1}),
+        ("Gemm", ["f", "w", "b"], "y", {"transB": 1}),
+        out=(None,),
+        w=normal(6, 4 * 9 * 7, seed=4),
+        b=normal(6, seed=5),
+    ),
+    "Gemm with a bias of shape (1, O)": lambda: graph(
+        [("Gemm", ["x", "w", "b"], "y", {})],
+        {"x": (6,)},
+        {"y": (3,)},
+        {"w": normal(6, 3), "b": normal(1, 3)},
+    ),
+    "two readers of one weight": lambda: after_conv(
+        ("Conv", ["c", "w0"], "d", {"pads": [1, 1, 1, 1]}), ("Add", ["c", "d"], "y", {})
+    ),
+}
+
+
+def after_conv_of_relu() -> onnx.ModelProto:
+    return image(("Relu", ["x"], "r", {}), ("Conv", ["r", "w"], "y", {}), w=normal(3, 4, 3, 3, seed=7))
+
+
+def feed_for(model: onnx.ModelProto, count: int, seed: int) -> dict[str, FloatArray]:
+    return {
+        i.name: normal(count, *(d.dim_value for d in i.type.tensor_type.shape.dim[1:]), seed=seed)
+        for i in model.graph.input
+    }
+
+
+def test_every_native_operator_has_a_graph_here() -> None:
+    used = {node.op_type for make in GRAPHS.values() for node in make().graph.node}
+    assert used == set(NATIVE_OPERATORS)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_native_engine_computes_what_the_qdq_graph_says(name: str) -> None:
+    model = GRAPHS[name]()
+    result = lowered(model, feed_for(model, 256, seed=10))
+    feed = feed_for(model, 32, seed=11)
+    native, unfused, floats = result.native(feed), result.unfused(feed), result.floats(feed)
+    for output, got in native.items():
+        step = result.quantized.grids[output].scale
+        assert got.shape == floats[output].shape
+        assert np.ptp(got) > 20 * step  # there is something to compare
+        # Each rounds once where the other does; a tie or a clamp between them may cost a step.
+        apart = np.abs(got - unfused[output]) / step
+        assert apart.max() <= 1.01
+        assert np.mean(apart > 0.5) < 0.02
+        assert sqnr_db(floats[output], got) > 25
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU6()), (3, 12, 12)),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()), (4, 8, 8)),
+        (
+            nn.Sequential(
+                nn.Conv2d(2, 8, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+            ),
+            (2, 10, 10),
+        ),
+    ],
+    ids=["conv, batch norm, relu6", "depthwise, average pool", "to classes"],
+)
+def test_torch_modules_lower_to_what_they_compute(module: nn.Module, shape: tuple[int, ...]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.4)
+    module = module.eval()
+    x = normal(64, *shape)
+    result = lowered(float_graph(module, [x[:2]]), {"input": x})
+    got = result.native({"input": x})["y"]
+    with torch.no_grad():
+        want = module(torch.from_numpy(x)).numpy()
+    assert sqnr_db(want, got) > 25
+
+
+def test_two_inputs_and_two_outputs_keep_their_order() -> None:
+    model = graph(
+        [
+            ("Gemm", ["b", "w"], "p", {"transB": 1}),
+            ("Add", ["a", "p"], "second", {}),
+            ("Relu", ["second"], "first", {}),
+        ],
+        {"a": (3,), "b": (5,)},
+        {"first": (3,), "second": (3,)},
+        {"w": normal(3, 5)},
+    )
+    result = lowered(model, feed_for(model, 64, seed=1))
+    names = [result.plan.tensors[n].name for n in (*result.plan.inputs, *result.plan.outputs)]
+    assert names == ["a", "b", "first", "second"]
+    feed = feed_for(model, 16, seed=2)
+    got = result.native(feed)
+    for name, want in result.floats(feed).items():
+        assert sqnr_db(want, got[name]) > 25
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "Softmax": (
+        lambda: after_conv(("Softmax", ["c"], "s", {"axis": 1}), ("Relu", ["s"], "y", {})),
+        "operator Softmax .node 'softmax_s'.*no such operator",
+    ),
+    "Sigmoid": (
+        lambda: after_conv(("Sigmoid", ["c"], "s", {}), ("Relu", ["s"], "y", {})),
+        "operator Sigmoid .node 'sigmoid_s'.*no such operator",
+    ),
+    "grouped Conv": (
+        lambda: conv((4, 2, 3, 3), group=2),
+        "operator Conv .node 'conv_y'.*2 groups for 4 channels",
+    ),
+    "depthwise with a multiplier": (
+        lambda: conv((8, 1, 3, 3), group=4),
+        "operator Conv .node 'conv_y'.*4 groups for 4 channels",
+    ),
+    "MaxPool ceil_mode": (
+        lambda: after_conv(
+            ("MaxPool", ["c"], "y", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1})
+        ),
+        "operator MaxPool .node 'maxpool_y'.*ceil_mode",
+    ),
+    "AveragePool, padding left out": (
+        lambda: after_conv(("AveragePool", ["c"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})),
+        "operator AveragePool .node 'averagepool_y'.*padding that does not count",
+    ),
+    "Conv 1-D": (
+        lambda: graph(
+            [("Conv", ["x", "w"], "y", {})], {"x": (4, 16)}, {"y": (3, 14)}, {"w": normal(3, 4, 3)}
+        ),
+        "operator Conv .node 'conv_y'.*only 2-D convolution",
+    ),
+    "GlobalAveragePool 1-D": (
+        lambda: graph(
+            [("Gemm", ["z", "w"], "g", {"transB": 1}), ("GlobalAveragePool", ["x"], "y", {})],
+            {"x": (4, 16), "z": (4,)},
+            {"y": (4, 1), "g": (3,)},
+            {"w": normal(3, 4)},
+        ),
+        "operator GlobalAveragePool .node 'globalaveragepool_y'.*only 2-D",
+    ),
+    "Add that broadcasts": (
+        lambda: after_conv(("GlobalAveragePool", ["c"], "g", {}), ("Add", ["c", "g"], "y", {})),
+        "operator Add .node 'add_y'.*broadcasting",
+    ),
+    "Add of a constant": (
+        lambda: after_conv(
+            ("MaxPool", ["c"], "m", {"kernel_shape": [2, 2]}),
+            ("Add", ["m", "k"], "y", {}),
+            k=normal(1, 4, 8, 6),
+        ),
+        "operator Add .node 'add_y'.*not quantized",
+    ),
+    "Clip with moving bounds": (
+        lambda: graph(
+            [
+                ("Gemm", ["x", "w"], "g", {"transB": 1}),
+                ("ReduceMax", ["g", "axes"], "hi", {"keepdims": 0}),
+                ("Clip", ["g", "", "hi"], "y", {}),
+            ],
+            {"x": (4,)},
+            {"y": (3,)},
+            {"w": normal(3, 4), "axes": np.array([0, 1], np.int64)},
+        ),
+        "operator",
+    ),
+    "Conv with computed weights": (
+        lambda: graph(
+            [("Conv", ["x", "k"], "c", {}), ("Conv", ["c", "w"], "y", {})],
+            {"x": (4, 6, 6), "k": (4, 3, 3)},
+            {"y": (2, 4, 4)},
+            {"w": normal(2, 3, 1, 1)},
+            batch=3,
+        ),
+        "operator Conv .node 'conv_c'.*not quantized|operator Conv .node 'conv_c'.*quantized constant",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_the_engine_lacks_is_named_with_the_backend_that_has_it(name: str) -> None:
+    make, message = UNSUPPORTED[name]
+    model = make()
+    count = 3 if name == "Conv with computed weights" else 16
+    with pytest.raises(ExportError, match=f"{message}.*backend='onnxruntime'"):
+        lowered(model, feed_for(model, count, seed=0))
+
+
+def test_a_float_graph_is_no_program() -> None:
+    with pytest.raises(ExportError, match="not quantized"):
+        lower(mlp(), {}, 0)
+
+
+def test_activations_of_another_kind_are_refused() -> None:
+    quantized = quantize(mlp(), {"x": normal(16, 8)})
+    for constant in quantized.model.graph.initializer:
+        if constant.name == "x_zero_point":
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.int8), "x_zero_point"))
+    with pytest.raises(ExportError, match="'x': activations must be uint8 with one scale, not int8"):
+        lower(quantized.model, {}, 0)
+
+
+# Rescale
+
+
+@given(st.lists(st.floats(2.0**-31, 2.0**29, allow_subnormal=False), min_size=1, max_size=8))
+def test_rescale_is_exact_to_thirty_bits_over_all_magnitudes(factors: list[float]) -> None:
+    made = rescale(factors)
+    got = made.multiplier.astype(np.float64) / 2.0**made.shift
+    np.testing.assert_allclose(got, factors, rtol=2.0**-30)
+    assert ((made.multiplier >= 0) & (made.shift >= 1) & (made.shift <= 62)).all()
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 2.0, 1 - 2.0**-40, 2.0**29 - 0.1, 2.0**30 - 2, 1e-300])
+def test_rescale_holds_at_the_edges(factor: float) -> None:
+    made = rescale([factor])
+    assert 1 <= made.shift[0] <= 62
+    assert made.multiplier[0] / 2.0 ** made.shift[0] == pytest.approx(factor, rel=2.0**-30, abs=2.0**-62)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_factors_that_share_a_shift_are_exact_to_the_largest(a: float, b: float) -> None:
+    made = rescale([a, b], same_shift=True)
+    assert made.shift[0] == made.shift[1]
+    np.testing.assert_allclose(
+        made.multiplier / 2.0 ** made.shift[0], [a, b], atol=max(a, b) * 2.0**-30, rtol=0
+    )
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, np.nan, np.inf, 2.0**30, 1e30])
+def test_factors_that_do_not_fit_are_refused(factor: float) -> None:
+    with pytest.raises(ExportError, match="does not fit the integer program"):
+        rescale([factor])
+
+
+def test_a_change_of_scale_that_does_not_fit_names_the_operator() -> None:
+    model = after_conv(("Clip", ["c", "lo", "hi"], "y", {}), lo=np.float32(0), hi=np.float32(1e-18))
+    with pytest.raises(ExportError, match=r"operator Conv \(node .*does not fit.*hardly moves"):
+        lowered(model, feed_for(model, 8, seed=0))
+
+
+# The arena
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> tuple[list[Tensor], list[Op]]:
+    """Random graphs: each operator reads one or two earlier values and writes a new one."""
+    count = draw(st.integers(1, 14))
+    tensors = [
+        Tensor(name=f"t{i}", dtype="uint8", shape=(draw(st.integers(1, 500)),), scale=1.0)
+        for i in range(count + 1)
+    ]
+    unused = rescale([1.0])
+    ops: list[Op] = []
+    for y in range(1, count + 1):
+        a, b = draw(st.integers(0, y - 1)), draw(st.integers(0, y - 1))
+        ops.append(Requantize(x=a, y=y, rescale=unused) if a == b else Add(a=a, b=b, y=y, rescale=unused))
+    return tensors, ops
+
+
+@settings(max_examples=150)
+@given(programs())
+def test_values_alive_together_never_overlap(program: tuple[list[Tensor], list[Op]]) -> None:
+    tensors, ops = program
+    placed, arena = place_in_arena(tensors, ops)
+    uses: dict[int, list[int]] = {}
+    for step, op in enumerate(ops):
+        for number in (*tensor_inputs(op), op.y):
+            uses.setdefault(number, []).append(step)
+    for a, b in combinations(uses, 2):
+        if min(uses[a]) <= max(uses[b]) and min(uses[b]) <= max(uses[a]):
+            first, second = sorted((placed[a], placed[b]), key=lambda t: t.offset)
+            assert first.offset + first.size_bytes <= second.offset
+    for number in uses:
+        assert placed[number].offset % ARENA_ALIGNMENT == 0
+        assert placed[number].offset + placed[number].size_bytes <= arena
+        assert replace(placed[number], offset=0) == tensors[number]
+    assert arena <= sum(-(-t.size_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT for t in tensors)
+
+
+def test_a_chain_of_any_length_lives_in_the_room_of_two() -> None:
+    tensors = [Tensor(name=f"t{i}", dtype="uint8", shape=(100,), scale=1.0) for i in range(50)]
+    ops = [Requantize(x=i, y=i + 1, rescale=rescale([1.0])) for i in range(49)]
+    assert place_in_arena(tensors, ops)[1] == 2 * 128
+
+
+def test_nothing_needs_no_arena() -> None:
+    assert place_in_arena([], []) == ((), 0)
