@@ -40,7 +40,11 @@ format: .stamps/dev ## mend what ruff and clang-format can mend
 	$(BIN)/clang-format -i $(CPP)
 
 studio: .stamps/dev ## open the desktop studio
+	@bash scripts/system-packages.sh window
 	$(BIN)/edgewright-studio
+
+screenshots: .stamps/dev ## draw the studio's pictures in docs/images anew
+	$(BIN)/python -m pytest tests/studio/test_screenshots.py --update-screenshots
 
 bench-%: .stamps/dev ## benchmarks/NAME.py: one measurement, written to benchmarks/results
 	$(BIN)/python benchmarks/$*.py

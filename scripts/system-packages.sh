@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system packages a group needs, with apt when root; otherwise names them in one line.
-#   scripts/system-packages.sh build|desktop
+#   scripts/system-packages.sh build|desktop|window
 set -eu
 
 missing=()
@@ -22,8 +22,15 @@ desktop)
   need_library libxkbcommon.so.0 libxkbcommon0
   [ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || missing+=(fonts-dejavu-core)
   ;;
+window)
+  need_library libxcb-cursor.so.0 libxcb-cursor0
+  need_library libxcb-icccm.so.4 libxcb-icccm4
+  need_library libxcb-keysyms.so.1 libxcb-keysyms1
+  need_library libxcb-shape.so.0 libxcb-shape0
+  need_library libxkbcommon-x11.so.0 libxkbcommon-x11-0
+  ;;
 *)
-  echo "usage: $0 build|desktop" >&2
+  echo "usage: $0 build|desktop|window" >&2
   exit 2
   ;;
 esac

@@ -180,7 +180,9 @@ def _export_and_verify(
         }
         if not report.passed:
             raise DemoError(f"verification did not pass; see {trip.out / 'report.json'}")
-        findings.append(f"{report.bit_mismatches} bits differ   {report.prediction_flips} predictions flip")
+        findings.append(
+            f"values that differ: {report.bit_mismatches}   flipped predictions: {report.prediction_flips}"
+        )
     return artifact, report
 
 

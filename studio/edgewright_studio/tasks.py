@@ -288,28 +288,11 @@ def _measure(
 
 def _float_onnx(model: nn.Module | str, example: Samples, path: Path) -> Path:
     """The float model as an ONNX file with a free batch size."""
-    import logging
-    import warnings
-
-    import torch
+    import edgewright as ew
 
     if isinstance(model, str) and model.endswith(".onnx"):
         return Path(model)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if isinstance(model, str):
-            torch.onnx.export(torch.export.load(model), dynamo=True, f=path, verbose=False)
-        else:
-            torch.onnx.export(
-                model.eval(),
-                (torch.from_numpy(example),),
-                path,
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-            )
-    return path
+    return ew.export_onnx(model, path, example_inputs=None if isinstance(model, str) else example).path
 
 
 def _stored_bytes(path: Path) -> int:
