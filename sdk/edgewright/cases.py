@@ -56,8 +56,8 @@ def generate(ports: Sequence[Port], samples: Mapping[str, FloatArray], count: in
     sizes[0] += count - sum(sizes)
     strata = np.repeat(list(STRATA), sizes)
     first, second = random.integers(available, size=(2, count))
-    if sizes[0] <= available:
-        first[: sizes[0]] = random.permutation(available)[: sizes[0]]
+    # As they are, samples are used in turn: none twice before each was used once.
+    first[: sizes[0]] = np.resize(random.permutation(available), sizes[0])
     inputs: dict[str, FloatArray] = {}
     for port in ports:
         values = samples[port.name][first].astype(np.float32, copy=True)
