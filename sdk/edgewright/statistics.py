@@ -38,4 +38,5 @@ def wilson_interval(hits: int, count: int, z: float = Z_95) -> tuple[float, floa
     rate = hits / count
     center = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(center - half, 0.0), min(center + half, 1.0)
+    # At the ends it is exact; rounding would leave the rate a hair outside.
+    return (center - half if hits else 0.0), (center + half if hits < count else 1.0)

@@ -118,11 +118,11 @@ def test_this_machine_is_found_and_really_has_what_it_says() -> None:
 
 def test_without_simd_the_base_target_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "cpu_paths", lambda: ("scalar",))
-    monkeypatch.setattr(target.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert detect().name == "x86-64"
 
 
 def test_a_machine_that_nothing_describes_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(TargetError, match=r"no target fits this machine \(riscv64\); describe it in a TOML"):
         detect()

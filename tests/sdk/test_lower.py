@@ -31,7 +31,7 @@ def image(node: Node, *more: Node, out: tuple[int | None, ...] = (None, None, No
 
 
 def conv(w: tuple[int, ...], bias: bool = True, **attributes: Any) -> Any:
-    constants = {"w": normal(*w, seed=1), **({"b": normal(w[0], seed=2)} if bias else {})}
+    constants: dict[str, Any] = {"w": normal(*w, seed=1), **({"b": normal(w[0], seed=2)} if bias else {})}
     return image(("Conv", ["x", *constants], "y", attributes), **constants)
 
 
@@ -103,7 +103,10 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def after_conv_of_relu() -> onnx.ModelProto:
-    return image(("Relu", ["x"], "r", {}), ("Conv", ["r", "w"], "y", {}), w=normal(3, 4, 3, 3, seed=7))
+    model: onnx.ModelProto = image(
+        ("Relu", ["x"], "r", {}), ("Conv", ["r", "w"], "y", {}), w=normal(3, 4, 3, 3, seed=7)
+    )
+    return model
 
 
 def feed_for(model: onnx.ModelProto, count: int, seed: int) -> dict[str, FloatArray]:
