@@ -108,7 +108,7 @@ def observe(
     def batches() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
         for start in range(0, count, BATCH):
             feed = {n: v[start : start + BATCH] for n, v in samples.items()}
-            yield (run(feed) if computed else {}) | {n: feed[n] for n in wanted if n in feed}
+            yield {n: feed[n] for n in wanted if n in feed} | (run(feed) if computed else {})
 
     done = 0
     ranges: dict[str, tuple[float, float]] = {}

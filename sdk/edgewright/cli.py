@@ -355,7 +355,7 @@ def publish(
     artifact: ArtifactPath,
     report: Annotated[Path, typer.Option(help="What `edgewright verify --report` wrote.")],
     repository: Annotated[Path, typer.Option(help="Made, with its keys, on first use.")],
-    version: Annotated[str, typer.Option(help="Semantic version, newer than the last.")],
+    version: Annotated[str, typer.Option(help="Semantic version, not published before.")],
     rollback_index: Annotated[
         int, typer.Option(min=0, help="Devices never go below the highest they confirmed.")
     ] = 0,

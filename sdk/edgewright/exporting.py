@@ -268,7 +268,7 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
             raise ExportError(
                 f"calibration data for {name!r} has shape {value.shape}; (samples, {want}) is needed"
             )
-    return samples
+    return {name: samples[name] for name in names}
 
 
 def _joined(name: str, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

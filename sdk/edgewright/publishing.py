@@ -19,7 +19,7 @@ def publish(
     version: str,
     rollback_index: int = 0,
 ) -> Release:
-    """Signs an artifact as a release, with a delta against the latest release of the same name.
+    """Signs an artifact as a release, with a delta against the highest lower version of the same name.
 
     The report travels with it, as report.json. The repository, and its keys, are made on first use.
 
@@ -27,7 +27,7 @@ def publish(
         artifact: What to publish.
         report: Its passed verification.
         repository: Directory of the TUF repository.
-        version: Semantic version, newer than every release of the same name.
+        version: Semantic version that no release of the same name has.
         rollback_index: Devices never go back below the highest index they confirmed.
 
     Raises:

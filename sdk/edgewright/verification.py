@@ -230,9 +230,10 @@ def _samples(
     samples = {k: np.asarray(v, np.float32) for k, v in given.items()}
     for port in artifact.inputs:
         shape = samples[port.name].shape
+        needed = f"({', '.join(map(str, ('samples', *port.shape[1:])))})"
         if shape[1:] != port.shape[1:] or not shape[0]:
             raise VerifyError(
-                f"data for {port.name!r} has shape {shape}; (samples, *{port.shape[1:]}) is needed"
+                f"data for {port.name!r} has shape {shape}; {needed} is needed, with at least one sample"
             )
         if not np.isfinite(samples[port.name]).all():
             raise VerifyError(f"data for {port.name!r} holds NaN or infinity")
@@ -330,7 +331,15 @@ def _flip_check(flips: int, cases: int, bound: float) -> Check:
 
 def _bounded(name: str, what: str, value: float, bound: float, unit: str) -> Check:
     verdict: Verdict = "passed" if value <= bound else "failed"
-    return Check(name=name, what=what, verdict=verdict, value=value, interval=None, bound=bound, unit=unit)
+    return Check(
+        name=name,
+        what=what,
+        verdict=verdict,
+        value=float(value),
+        interval=None,
+        bound=float(bound),
+        unit=unit,
+    )
 
 
 def _at_least(name: str, what: str, value: float, bound: float, unit: str) -> Check:

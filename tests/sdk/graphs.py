@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> FloatArray:
     return (scale * rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def corners_and_more(features: int) -> FloatArray:
+    """Samples in [-1, 1] that fill a cube, its corners among them."""
+    corners = np.array(list(product((-1, 1), repeat=features)), np.float32)
+    inner = rng(9).uniform(-1, 1, (200, features)).astype(np.float32)
+    return rng(9).permutation(np.concatenate([corners, inner]))
 
 
 def graph(

@@ -103,7 +103,7 @@ def test_ranges_and_histograms_are_those_of_all_batches() -> None:
 def test_nan_and_infinity_name_the_value(value: float) -> None:
     x = normal(BATCH + 1, 8)
     x[-1, 3] = value
-    with pytest.raises(ExportError, match=r"value '[xhry]' is NaN or infinite on the calibration data"):
+    with pytest.raises(ExportError, match="value 'x' is NaN or infinite on the calibration data"):
         observe(mlp(), ["x", "y"], {"x": x})
     model = mlp()
     weights = normal(4, 16)
