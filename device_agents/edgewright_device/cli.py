@@ -178,7 +178,9 @@ def rollback(
 
 @app.command()
 def infer(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Inputs by name: .npz or .safetensors.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Inputs by name, a lone one by any: .npz or .safetensors.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Outputs by name: .npz or .safetensors.")],
     *,
     state: Annotated[
@@ -202,7 +204,11 @@ def infer(
         artifact = state / _SLOTS / current
     runner = Runner(Artifact.open(artifact), backend)
     try:
-        outputs = runner.run(_read_arrays(source))
+        arrays = _read_arrays(source)
+        names = [port.name for port in runner.artifact.inputs]
+        if len(arrays) == len(names) == 1:
+            arrays = dict(zip(names, arrays.values(), strict=True))
+        outputs = runner.run(arrays)
     except ValueError as error:
         raise typer.BadParameter(f"{source}: {error}") from None
     _write_arrays(target, outputs)

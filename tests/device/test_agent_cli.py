@@ -110,6 +110,20 @@ def test_infer_runs_the_release_in_use_or_an_artifact(tmp_path: Path, call: Call
         np.testing.assert_array_equal(y, Runner(artifact).run({"x": x})["y"])
 
 
+def test_infer_takes_a_lone_input_by_any_name(tmp_path: Path, call: Call) -> None:
+    artifact = tiny_artifact(tmp_path / "tiny.ew")
+    source, target = tmp_path / "in.npz", tmp_path / "out.npz"
+    np.savez(source, anything=samples(3))
+    assert call("infer", source, target, "--artifact", artifact.path)[0] == 0
+    np.testing.assert_array_equal(np.load(target)["y"], Runner(artifact).run({"x": samples(3)})["y"])
+    target.unlink()
+    np.savez(source, x=samples(3), more=samples(3))
+    code, _, err = call("infer", source, target, "--artifact", artifact.path)
+    assert code == 2
+    assert "['more', 'x']" in err or "['x', 'more']" in err
+    assert not target.exists()
+
+
 def test_infer_with_bad_input_exits_2_and_writes_nothing(tmp_path: Path, call: Call) -> None:
     artifact = tiny_artifact(tmp_path / "tiny.ew").path
     source, target = tmp_path / "in.npz", tmp_path / "out.npz"
