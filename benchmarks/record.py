@@ -50,6 +50,7 @@ def write(
         "claims": [asdict(c) for c in claims],
         "rows": list(rows),
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return path
