@@ -46,10 +46,10 @@ def measure(
         clock: Nanoseconds, never running back.
 
     Raises:
-        ValueError: Nothing to time, or no round.
+        ValueError: Nothing to time, no round, or a warm-up below zero.
     """
-    if not calls or rounds < 1:
-        raise ValueError("measure needs a call and a round at least")
+    if not calls or rounds < 1 or warmup < 0:
+        raise ValueError("measure needs a call and a round at least, and no warm-up below zero")
     times: dict[str, list[int]] = {name: [] for name in calls}
     was_enabled = gc.isenabled()
     gc.disable()

@@ -40,7 +40,7 @@ def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn
         raise CompressError(f"{source}: {place} has no {name!r}")
     try:
         model = factory()
-    except Exception as error:  # other people's code may raise anything
+    except (Exception, SystemExit) as error:  # other people's code may raise anything
         raise CompressError(f"{source}: calling {name!r} failed ({_said(error)})") from error
     if not isinstance(model, torch.nn.Module):
         raise CompressError(f"{source}: calling {name!r} gave a {type(model).__name__}, not an nn.Module")
@@ -87,7 +87,7 @@ def _import(place: str) -> Any:
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
-        except Exception as error:  # it runs other people's code
+        except (Exception, SystemExit) as error:  # it runs other people's code
             raise CompressError(f"{place}: cannot be imported ({_said(error)})") from error
     path = Path(place)
     if not path.is_file():
@@ -99,14 +99,14 @@ def _import(place: str) -> Any:
     sys.modules.setdefault(path.stem, module)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it runs other people's code
+    except (Exception, SystemExit) as error:  # it runs other people's code
         if sys.modules.get(path.stem) is module:
             del sys.modules[path.stem]
         raise CompressError(f"{place}: cannot be run ({_said(error)})") from error
     return module
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
