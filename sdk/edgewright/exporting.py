@@ -368,7 +368,8 @@ def _golden_inputs(samples: Samples) -> Samples:
 
 def _array(value: Any) -> npt.NDArray[np.float32]:
     try:
-        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinity, which calibration refuses
+            return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
     except (TypeError, ValueError) as error:
         raise ExportError(f"calibration data must be arrays of numbers ({error})") from None
 

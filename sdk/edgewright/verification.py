@@ -227,7 +227,11 @@ def _samples(
     names = {p.name for p in artifact.inputs}
     if given.keys() != names:
         raise VerifyError(f"data is for inputs {sorted(given)}; the artifact takes {sorted(names)}")
-    samples = {k: np.asarray(v, np.float32) for k, v in given.items()}
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinity, and is reported below
+            samples = {k: np.asarray(v, np.float32) for k, v in given.items()}
+    except (TypeError, ValueError) as error:
+        raise VerifyError(f"data must be arrays of numbers ({error})") from None
     for port in artifact.inputs:
         shape = samples[port.name].shape
         needed = f"({', '.join(map(str, ('samples', *port.shape[1:])))})"

@@ -152,6 +152,7 @@ def test_no_samples_are_refused(model: Path, tmp_path: Path, empty: Any) -> None
         ([1.0, 2.0], r"must begin with the inputs \['x'\]"),
         (np.float32(1), r"'x' has shape \(1,\)"),
         (np.full((4, 8), np.nan), "value 'x' is NaN or infinite"),
+        (np.full((4, 8), 1e300), "value 'x' is NaN or infinite"),
     ],
 )
 def test_samples_that_do_not_fit_are_named(model: Path, tmp_path: Path, wrong: Any, message: str) -> None:

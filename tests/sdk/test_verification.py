@@ -221,13 +221,14 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         y = x[:, :4]
-        return {
-            "raises": lambda: {}[0],
+        results: dict[str, Callable[[], Any]] = {
+            "raises": lambda: dict[int, Tensor]()[0],
             "two outputs": lambda: (y, y),
             "one result": lambda: y[:1],
             "text": lambda: "y",
             "classes": lambda: x[:, :3],
-        }[self.how]()
+        }
+        return results[self.how]()
 
 
 @pytest.mark.parametrize("how", ["raises", "two outputs", "one result", "text", "classes"])
@@ -273,6 +274,9 @@ def test_a_reference_that_gives_nan_in_any_output_fails(tmp_path: Path) -> None:
         (X[:0], r"data for 'x' has shape \(0, 8\)"),
         (np.where(X > 0.99, np.nan, X), "data for 'x' holds NaN"),
         (np.float32(1), r"data for 'x' has shape \(\)"),
+        (X.astype(np.float64) * 1e300, "data for 'x' holds NaN or infinity"),
+        (np.array([["a"] * 8]), "data must be arrays of numbers"),
+        ({"x": object()}, "data must be arrays of numbers"),
     ],
 )
 def test_data_that_does_not_fit_is_named(healthy: Artifact, model: Path, data: Any, message: str) -> None:
