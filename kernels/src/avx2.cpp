@@ -439,16 +439,13 @@ void add(const Addition& op, const uint8_t* a, const uint8_t* b, int64_t count, 
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static const Kernels table = {
-      "avx2",
-      {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense},
-      {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise},
-      plain_quantize,
-      plain_dequantize,
-      plain_max_pool,
-      plain_average_pool,
-      add,
-  };
+  static const Kernels table = [] {
+    Kernels made = plain_kernels("avx2");
+    made.dense = {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense};
+    made.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise};
+    made.add = add;
+    return made;
+  }();
   return table;
 }
 

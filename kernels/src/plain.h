@@ -103,5 +103,17 @@ struct Inside {
   }
 }
 
+// A table of these loops, for a path to put its own in place. It has no convolutions.
+[[maybe_unused]] inline Kernels plain_kernels(const char* name) {
+  Kernels table{};
+  table.name = name;
+  table.quantize = plain_quantize;
+  table.dequantize = plain_dequantize;
+  table.max_pool = plain_max_pool;
+  table.average_pool = plain_average_pool;
+  table.add = plain_add;
+  return table;
+}
+
 }  // namespace
 }  // namespace edgewright

@@ -115,16 +115,12 @@ void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, u
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static const Kernels table = {
-      "scalar",
-      {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense},
-      {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise},
-      plain_quantize,
-      plain_dequantize,
-      plain_max_pool,
-      plain_average_pool,
-      plain_add,
-  };
+  static const Kernels table = [] {
+    Kernels made = plain_kernels("scalar");
+    made.dense = {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense};
+    made.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise};
+    return made;
+  }();
   return table;
 }
 
