@@ -265,12 +265,17 @@ void tiles(const int16_t* x, int64_t rows, int64_t count, const uint8_t* panel, 
   }
 }
 
-void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
-  const int64_t count = even_terms(op), outputs = op.at.out_channels, total = pixels(op.at);
+// A unit is a row of tiles.
+int64_t dense_units(const Convolution& op) { return (pixels(op.at) + kRows - 1) / kRows; }
+
+void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
+           int64_t begin, int64_t end) {
+  const int64_t count = even_terms(op), outputs = op.at.out_channels,
+                last = smaller(end * kRows, pixels(op.at));
   const int64_t block = block_rows(op);
   int16_t* patches = reinterpret_cast<int16_t*>(scratch);
-  for (int64_t from = 0; from < total; from += block) {
-    const int64_t rows = smaller(block, total - from);
+  for (int64_t from = begin * kRows; from < last; from += block) {
+    const int64_t rows = smaller(block, last - from);
     widen_patches(op, x, from, rows, patches);
     const uint8_t* panel = packed;
     for (int64_t o = 0; o < outputs;) {
@@ -373,14 +378,18 @@ void depthwise_pixel(const Convolution& op, const uint8_t* packed, const uint8_t
   }
 }
 
-void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
+int64_t depthwise_units(const Convolution& op) { return op.at.out[0]; }
+
+void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
+               int64_t begin, int64_t end) {
   const Sliding& at = op.at;
   const int64_t channels = at.in_channels, row_bytes = at.in[1] * channels;
   const uint8_t** seen = reinterpret_cast<const uint8_t**>(scratch);
   uint8_t* padding = scratch + static_cast<size_t>(even_taps(op)) * sizeof(const uint8_t*);
   std::memset(padding, op.zero_point, static_cast<size_t>(channels));
   seen[even_taps(op) - 1] = padding;  // where the last pair has but one tap, its other weight is zero
-  for (int64_t oy = 0; oy < at.out[0]; ++oy) {
+  y += begin * at.out[1] * channels;
+  for (int64_t oy = begin; oy < end; ++oy) {
     const Inside rows = taps_inside(at, 0, oy);
     for (int64_t ox = 0; ox < at.out[1]; ++ox, y += channels) {
       const Inside columns = taps_inside(at, 1, ox);
@@ -441,8 +450,9 @@ void add(const Addition& op, const uint8_t* a, const uint8_t* b, int64_t count, 
 const Kernels& avx2_kernels() {
   static const Kernels table = [] {
     Kernels made = plain_kernels("avx2");
-    made.dense = {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense};
-    made.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise};
+    made.dense = {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense_units, dense};
+    made.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise_units,
+                      depthwise};
     made.add = add;
     return made;
   }();

@@ -230,7 +230,8 @@ void Engine::run_step(const Step& step, const float* const* inputs, float* const
       return;
     case Kind::kConv2d:
     case Kind::kFullyConnected:
-      step.kernel->run(step.convolution, step.packed->data(), x, y, scratch);
+      step.kernel->run(step.convolution, step.packed->data(), x, y, scratch, 0,
+                       step.kernel->units(step.convolution));
       return;
     case Kind::kMaxPool:
       kernels_.max_pool(at, x, y);

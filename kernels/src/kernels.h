@@ -42,11 +42,18 @@ struct Addition {
 };
 
 // A convolution on one path. Weights come as the plan has them (OIHW) and are packed once.
+//
+// A result is made of `units`, numbered from 0, of about equal work; no two write the same byte of y. `run`
+// computes those in [begin, end), begin < end, and nothing else. Threads may share one result: each takes a
+// range of units and a scratch of its own, of `scratch_bytes`, aligned to 64. The bits never depend on how
+// units are grouped. Fewer and longer ranges are faster.
 struct ConvolutionKernel {
   size_t (*packed_bytes)(const Convolution&);
   void (*pack)(const Convolution&, const int8_t* weight, uint8_t* packed);
   size_t (*scratch_bytes)(const Convolution&);
-  void (*run)(const Convolution&, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch);
+  int64_t (*units)(const Convolution&);
+  void (*run)(const Convolution&, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
+              int64_t begin, int64_t end);
 };
 
 struct Kernels {

@@ -46,10 +46,15 @@ int32_t dot(const uint8_t* x, const int8_t* weight, int64_t count) {
   return sum;
 }
 
-void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
+// A unit is a row of the result.
+int64_t rows_out(const Convolution& op) { return op.at.out[0]; }
+
+void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
+           int64_t begin, int64_t end) {
   const int64_t count = terms(op);
   const Scaling& to = op.scaling;
-  for (int64_t oy = 0; oy < op.at.out[0]; ++oy) {
+  y += begin * op.at.out[1] * op.at.out_channels;
+  for (int64_t oy = begin; oy < end; ++oy) {
     const Inside rows = taps_inside(op.at, 0, oy);
     for (int64_t ox = 0; ox < op.at.out[1]; ++ox) {
       copy_patch(op, x, rows, taps_inside(op.at, 1, ox), scratch);
@@ -77,13 +82,15 @@ void pack_depthwise(const Convolution& op, const int8_t* weight, uint8_t* packed
 
 size_t depthwise_scratch_bytes(const Convolution&) { return 0; }
 
-void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t*) {
+void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t*,
+               int64_t begin, int64_t end) {
   constexpr int64_t kBlock = 64;  // channels summed at a time, on the stack
   const Sliding& at = op.at;
   const Scaling& to = op.scaling;
   const int64_t channels = at.in_channels;
   const int8_t* weight = reinterpret_cast<const int8_t*>(packed);
-  for (int64_t oy = 0; oy < at.out[0]; ++oy) {
+  y += begin * at.out[1] * channels;
+  for (int64_t oy = begin; oy < end; ++oy) {
     const Inside rows = taps_inside(at, 0, oy);
     for (int64_t ox = 0; ox < at.out[1]; ++ox, y += channels) {
       const Inside columns = taps_inside(at, 1, ox);
@@ -117,8 +124,8 @@ void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, u
 const Kernels& scalar_kernels() {
   static const Kernels table = [] {
     Kernels made = plain_kernels("scalar");
-    made.dense = {dense_packed_bytes, pack_dense, dense_scratch_bytes, dense};
-    made.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise};
+    made.dense = {dense_packed_bytes, pack_dense, dense_scratch_bytes, rows_out, dense};
+    made.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, rows_out, depthwise};
     return made;
   }();
   return table;
