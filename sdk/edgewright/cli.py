@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from edgewright.console import DID_NOT_HOLD, JsonOption, console_for, emit, progress_bar, run
@@ -16,7 +19,6 @@ from edgewright_device import BACKENDS, Artifact, Runner, Target, detect, target
 
 app = typer.Typer(
     name="edgewright",
-    help="Take a trained PyTorch model to a fleet of edge devices.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,12 +42,29 @@ ArtifactPath = Annotated[Path, typer.Argument(help="An artifact, NAME.ew.", meta
 TargetOption = Annotated[
     str | None, typer.Option("--target", help="A target's name or TOML file; this machine if left out.")
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes all random choices.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgewright {installed('edgewright')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _edgewright(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take a trained PyTorch model to a fleet of edge devices."""
+    del version
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where artifacts, repository and device go.")] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(help="Fixes all training.")] = 0,
+    seed: Seed = 0,
     json_to: JsonOption = None,
 ) -> None:
     """The whole trip on handwritten digits: compress, verify, publish, update, roll back."""
@@ -98,7 +117,7 @@ def distill(
     learning_rate: Annotated[float, typer.Option(help="Of the optimizer, at its highest.")] = 2e-3,
     temperature: Annotated[float, typer.Option(help="Softens both outputs.")] = 4.0,
     alpha: Annotated[float, typer.Option(help="Weight of the teacher, 0..1.")] = 0.7,
-    seed: Annotated[int, typer.Option(help="Fixes the training.")] = 0,
+    seed: Seed = 0,
     json_to: JsonOption = None,
 ) -> None:
     """Train a student from a teacher's outputs; the result is a .pt2 program."""
@@ -108,12 +127,12 @@ def distill(
     _check_program(out)
     try:
         how = ew.Distill(epochs=epochs, learning_rate=learning_rate, temperature=temperature, alpha=alpha)
+        recipe = ew.Recipe(name="distill", seed=seed, distill=how)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     samples = ew.Data.from_npz(data)
     given = ew.load_model(student, weights)
     guide = ew.load_model(teacher, teacher_weights)
-    recipe = ew.Recipe(name="distill", seed=seed, distill=how)
     with progress_bar(console) as progress:
         small = ew.compress(given, recipe, data=samples, teacher=guide, progress=progress)
     _save_compressed(given, small, samples, out, console, json_to)
@@ -122,6 +141,14 @@ def distill(
 def _check_program(out: Path) -> None:
     if out.suffix != ".pt2":
         raise ExportError(f"{out}: the compressed model is a torch.export program; name it NAME.pt2")
+    _check_place(out)
+
+
+def _check_place(out: Path) -> None:
+    """Refuses, before any work, a file that could not be written after it."""
+    above = next(p for p in out.absolute().parents if p.exists())
+    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ExportError(f"{out}: a file cannot be written there; choose another place")
 
 
 def _save_compressed(
@@ -142,7 +169,7 @@ def _save_compressed(
     for name, row in rows.items():
         table.add_row(name, f"{row['parameters']:,}", f"{100 * row['accuracy']:.2f} %")
     console.print(table)
-    console.print(f"wrote {out}")
+    console.print(f"wrote {escape(str(out))}")
     emit(json_to, {"model": str(out), **rows})
 
 
@@ -164,7 +191,7 @@ def export(
     base: Annotated[
         Path | None, typer.Option(help="The artifact now on the devices: keeps updates small.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe; its [quantize] part is used.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help=r"A recipe; its \[quantize] part is used.")] = None,
     backend: Annotated[
         Literal["native", "onnxruntime"],
         typer.Option(help="onnxruntime takes operators that the native engine lacks."),
@@ -177,7 +204,9 @@ def export(
     console = console_for(json_to)
     if file_format == "onnx":
         written = ew.export_onnx(model, out or model.with_suffix(".onnx"), optimize=optimize)
-        console.print(f"wrote {written.path}: {written.nodes} nodes, {written.size_bytes:,} bytes")
+        console.print(
+            f"wrote {escape(str(written.path))}: {written.nodes} nodes, {written.size_bytes:,} bytes"
+        )
         if written.largest_error is not None:
             console.print(f"optimized; largest difference on random inputs {written.largest_error:.2g}")
         emit(json_to, asdict(written) | {"path": str(written.path)})
@@ -197,7 +226,7 @@ def export(
             backend=backend,
             progress=progress,
         )
-    table = Table("file", "bytes", title=f"{artifact.path}", title_justify="left")
+    table = Table("file", "bytes", title=escape(str(artifact.path)), title_justify="left")
     for name, file in artifact.files.items():
         table.add_row(name, f"{file.size_bytes:,}")
     console.print(table)
@@ -241,7 +270,7 @@ def verify(
     reference: Annotated[Path, typer.Option(help="The float model it was made from, .pt2 or .onnx.")],
     cases: Annotated[int, typer.Option(min=20, help="Generated cases.")] = 1000,
     data: Annotated[Path | None, typer.Option(help=".npz with real samples that cases grow from.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the cases.")] = 0,
+    seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
     json_to: JsonOption = None,
 ) -> None:
@@ -251,6 +280,8 @@ def verify(
     import edgewright as ew
 
     console = console_for(json_to)
+    if report:
+        _check_place(report)
     opened = Artifact.open(artifact)
     with progress_bar(console) as progress:
         found = ew.verify(
@@ -261,9 +292,8 @@ def verify(
             seed=seed,
             progress=progress,
         )
-    table = Table(
-        "check", "found", "allowed", "verdict", title=f"{artifact}: {cases} cases", title_justify="left"
-    )
+    title = f"{escape(str(artifact))}: {cases} cases"
+    table = Table("check", "found", "allowed", "verdict", title=title, title_justify="left")
     for check in found.checks:
         spread = f"  ({check.interval[0]:.4f} to {check.interval[1]:.4f})" if check.interval else ""
         color = {"passed": "green", "failed": "red"}.get(check.verdict, "yellow")
@@ -367,10 +397,9 @@ def publish(
     console = console_for(json_to)
     opened = Artifact.open(artifact)
     try:
-        text = report.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        found = ew.VerificationReport.from_json(report.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, VerifyError) as error:
         raise VerifyError(f"{report}: cannot be read ({error})") from None
-    found = ew.VerificationReport.from_json(text)
     try:
         release = ew.publish(
             opened, found, repository=repository, version=version, rollback_index=rollback_index

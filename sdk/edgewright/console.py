@@ -19,7 +19,7 @@ from edgewright.progress import OnProgress, Progress
 from edgewright_device import DeviceError
 from edgewright_ota import OtaError
 
-DONE, DID_NOT_HOLD, BAD_USE = 0, 1, 2
+DONE, DID_NOT_HOLD, BAD_USE, STOPPED = 0, 1, 2, 130
 
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Also write the result as JSON; - is stdout.")
@@ -83,9 +83,10 @@ def run(app: typer.Typer | Callable[..., Any]) -> None:
     except (SdkError, DeviceError, OtaError, OSError) as error:
         sys.stderr.write(f"error: {_one_line(error)}\n")
         raise SystemExit(BAD_USE) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == STOPPED:  # typer's answer to Ctrl-C
+            sys.stderr.write("stopped\n")
+        raise
 
 
 def _one_line(error: Exception) -> str:
