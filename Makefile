@@ -8,13 +8,16 @@ EDIT   := --no-build-isolation -C build-dir=build/dev -e
 OUT    ?= out
 
 CPP      := $(wildcard kernels/src/*.cpp kernels/src/*.h)
+CPP_MORE := $(wildcard kernels/examples/*.c tests/kernels/native/*.cpp)
 BUILD    := CMakeLists.txt kernels/src/CMakeLists.txt $(CPP)
 SETTINGS := pyproject.toml constraints.txt
+CMAKE    := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S kernels
+CASES    := build/cases
 PYTEST   := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all check format studio screenshots tables clean
+.PHONY: help demo test test-all sanitize check format studio screenshots tables clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
@@ -27,17 +30,27 @@ test: .stamps/dev ## all tests but the slow ones
 test-all: .stamps/dev ## the slow ones too
 	$(PYTEST) -m "not gpu"
 
+sanitize: $(CASES) ## the C++ under AddressSanitizer and UBSan, every operator on every path
+	@bash scripts/system-packages.sh sanitize
+	$(CMAKE) -B build/sanitize -DEDGEWRIGHT_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/sanitize --target replay
+	build/sanitize/replay $(CASES)
+
+# Plans, inputs and the bits that reference.py gives for them.
+$(CASES): .stamps/dev tests/kernels/cases.py tests/kernels/plans.py $(wildcard kernels/edgewright_kernels/*.py)
+	PYTHONPATH=tests $(BIN)/python -m kernels.cases $(CASES) --each 40
+
 check: .stamps/dev ## ruff, mypy --strict, import floors, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(CPP_MORE)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: .stamps/dev ## mend what ruff and clang-format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(CPP_MORE)
 
 studio: .stamps/dev ## open the desktop studio
 	@bash scripts/system-packages.sh window

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system packages a group needs, with apt when root; otherwise names them in one line.
-#   scripts/system-packages.sh build|desktop|window
+#   scripts/system-packages.sh build|desktop|window|sanitize
 set -eu
 
 missing=()
@@ -29,8 +29,12 @@ window)
   need_library libxcb-shape.so.0 libxcb-shape0
   need_library libxkbcommon-x11.so.0 libxkbcommon-x11-0
   ;;
+sanitize)
+  echo 'int main() {}' | c++ -fsanitize=address,undefined -x c++ -o /dev/null - 2>/dev/null ||
+    missing+=("libgcc-$(c++ -dumpversion | cut -d. -f1)-dev")
+  ;;
 *)
-  echo "usage: $0 build|desktop|window" >&2
+  echo "usage: $0 build|desktop|window|sanitize" >&2
   exit 2
   ;;
 esac
