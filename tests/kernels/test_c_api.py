@@ -144,7 +144,7 @@ def test_the_example_classifies_an_exported_artifact_with_the_bits_of_runner(tmp
 
 def test_cases_of_every_operator_replay_on_every_path(tmp_path: Path) -> None:
     count = write_cases(tmp_path / "cases", each=4, seed=5)
-    command = [built("replay"), tmp_path / "cases", *cpu_paths()]
+    command = [str(built("replay")), str(tmp_path / "cases"), *cpu_paths()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{count} cases equal reference.py bit for bit on {', '.join(cpu_paths())}\n"
