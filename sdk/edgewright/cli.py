@@ -100,6 +100,7 @@ def compress(
     samples = ew.Data.from_npz(data)
     given = ew.load_model(model, weights)
     guide = ew.load_model(teacher, teacher_weights) if teacher else None
+    _check_traceable(given, samples)
     with progress_bar(console) as progress:
         small = ew.compress(given, how, data=samples, teacher=guide, progress=progress)
     _save_compressed(given, small, samples, out, console, json_to)
@@ -133,6 +134,7 @@ def distill(
     samples = ew.Data.from_npz(data)
     given = ew.load_model(student, weights)
     guide = ew.load_model(teacher, teacher_weights)
+    _check_traceable(given, samples)
     with progress_bar(console) as progress:
         small = ew.compress(given, recipe, data=samples, teacher=guide, progress=progress)
     _save_compressed(given, small, samples, out, console, json_to)
@@ -151,13 +153,27 @@ def _check_place(out: Path) -> None:
         raise ExportError(f"{out}: a file cannot be written there; choose another place")
 
 
+def _example(samples: Any) -> tuple[Any, ...]:
+    return (next(iter(samples.validation))[0],)
+
+
+def _check_traceable(model: Any, samples: Any) -> None:
+    """Refuses, before any training, a model that could not be saved after it."""
+    from edgewright.models import trace
+
+    try:
+        model(*_example(samples))
+    except Exception:
+        return  # `compress` tells best what does not fit
+    trace(model, _example(samples))
+
+
 def _save_compressed(
     before: Any, after: Any, samples: Any, out: Path, console: Any, json_to: str | None
 ) -> None:
     import edgewright as ew
 
-    example = next(iter(samples.validation))[0]
-    ew.save_model(after, (example,), out)
+    ew.save_model(after, _example(samples), out)
     rows = {
         name: {
             "parameters": sum(p.numel() for p in module.parameters()),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgewright.errors import CompressError, ExportError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -62,18 +63,8 @@ def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os
     """
     import torch
 
-    from edgewright.graph import quiet, repeated
-
     out = Path(path)
-    batch = torch.export.Dim("N", min=1, max=1 << 20)
-    tensors = tuple(repeated(torch.as_tensor(x)) for x in example_inputs)
-    try:
-        with quiet():
-            program = torch.export.export(
-                copy.deepcopy(model).eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors)
-            )
-    except Exception as error:  # torch raises many kinds for code it cannot trace
-        raise ExportError(f"torch cannot trace this model: {_said(error)}") from error
+    program = trace(model, example_inputs)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp.pt2")
     try:
@@ -83,8 +74,31 @@ def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os
         temporary.unlink(missing_ok=True)
 
 
+def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """The program of a copy of a module, in eval mode and with a free batch size.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+    """
+    import torch
+
+    from edgewright.graph import quiet, repeated
+
+    batch = torch.export.Dim("N", min=1, max=1 << 20)
+    tensors = tuple(repeated(torch.as_tensor(x)) for x in example_inputs)
+    try:
+        with quiet():
+            return torch.export.export(
+                copy.deepcopy(model).eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors)
+            )
+    except Exception as error:  # torch raises many kinds for code it cannot trace
+        raise ExportError(f"torch cannot trace this model: {_said(error)}") from error
+
+
 def _import(place: str) -> Any:
     if not place.endswith(".py"):
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # the current folder, as with `python -m`
         try:
             return importlib.import_module(place)
         except (Exception, SystemExit) as error:  # it runs other people's code

@@ -51,6 +51,15 @@ def nearest_centre():
 
 def leave():
     raise SystemExit(0)
+
+
+class Untraceable(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 3)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if float(y.sum()) > 0 else -y
 """
 RECIPE = """
 name = "points"
@@ -409,6 +418,7 @@ RIGHT = {
         ("compress", "{f}/net.py:build", "{f}/net.py:build: {f}/net.py has no 'build'"),
         ("compress", "{f}/net.py:leave", "{f}/net.py:leave: calling 'leave' failed (SystemExit: 0)"),
         ("compress", "{f}/net.pt2", "{f}/net.pt2: not a model in code; write FILE.py:NAME"),
+        ("compress", "{f}/net.py:Untraceable", "torch cannot trace this model"),
         ("compress", "{f}/net.py:make", "recipe 'points' distils, which needs a teacher"),
         ("compress", "{f}/net.py:make --weights {f}/none", "{f}/none: there is no such file"),
         ("compress", "{f}/net.py:make --weights {f}/m.txt", "{f}/m.txt: does not fit the model"),

@@ -36,7 +36,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [EDGEWRIGHT, "demo", "--out", out, "--json", out.with_suffix(".json")]
+    command = [str(p) for p in (EDGEWRIGHT, "demo", "--out", out, "--json", out.with_suffix(".json"))]
     plain = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=plain, check=False)
 

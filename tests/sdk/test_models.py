@@ -143,6 +143,15 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
             load_model(f"{place}:Net")
 
 
+def test_a_package_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package_of_mine.py").write_text(
+        "import torch\n\n\ndef make():\n    return torch.nn.Linear(2, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert load_model("package_of_mine:make").out_features == 3
+
+
 def test_a_file_named_like_a_module_in_use_does_not_take_its_place(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text(NET.replace("import json\n", ""))
     before = sys.modules["json"]
