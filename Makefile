@@ -17,7 +17,7 @@ PYTEST   := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all sanitize check format studio screenshots tables clean
+.PHONY: help demo test test-all sanitize check format studio screenshots bench tables clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
@@ -58,6 +58,8 @@ studio: .stamps/dev ## open the desktop studio
 
 screenshots: .stamps/dev ## draw the studio's pictures in docs/images anew
 	$(BIN)/python -m pytest tests/studio/test_screenshots.py --update-screenshots
+
+bench: bench-int8 ## INT8 inference against its peers (some minutes)
 
 bench-%: .stamps/dev ## benchmarks/NAME.py: one measurement, written to benchmarks/results
 	$(BIN)/python benchmarks/$*.py

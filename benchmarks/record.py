@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,15 +38,27 @@ class Claim:
 
 
 def write(
-    name: str, claims: Sequence[Claim], rows: Sequence[dict[str, Any]], packages: Sequence[str]
+    name: str,
+    claims: Sequence[Claim],
+    rows: Sequence[dict[str, Any]],
+    packages: Sequence[str],
+    other_versions: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes benchmarks/results/NAME.json."""
+    """Writes benchmarks/results/NAME.json.
+
+    Args:
+        name: Of the benchmark.
+        claims: What it claims.
+        rows: What it measured.
+        packages: Installed packages whose versions matter.
+        other_versions: Versions of packages that are in an environment of their own.
+    """
     result = {
         "name": name,
         "command": f"make bench-{name}",
         "commit": _git("rev-parse", "HEAD")
         + (" with changes" if _git("status", "--porcelain", "-uno") else ""),
-        "machine": _machine(packages),
+        "machine": _machine(packages, other_versions or {}),
         "claims": [asdict(c) for c in claims],
         "rows": list(rows),
     }
@@ -56,7 +68,7 @@ def write(
     return path
 
 
-def _machine(packages: Sequence[str]) -> dict[str, Any]:
+def _machine(packages: Sequence[str], others: Mapping[str, str]) -> dict[str, Any]:
     cpu: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
         key, _, value = line.partition(":")
@@ -71,7 +83,7 @@ def _machine(packages: Sequence[str]) -> dict[str, Any]:
         ),
         "memory": f"{memory_kib / 2**20:.0f} GiB",
         "python": platform.python_version(),
-        "versions": {p: version(p) for p in packages},
+        "versions": {p: version(p) for p in packages} | dict(others),
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -56,7 +56,6 @@ def demo(result: dict[str, Any]) -> str:
     ]
     claims = {c["id"]: c for c in result["claims"]}
     saving, ratio = claims["ota_saving"], claims["latency_ratio"]
-    machine = result["machine"]
     lines.append(
         f"Update 1.1.0 as a delta: {saving['value']:.0f} % fewer bytes "
         f"({saving['interval'][0]:.0f} to {saving['interval'][1]:.0f}). "
@@ -65,17 +64,102 @@ def demo(result: dict[str, Any]) -> str:
         f"Values that differ from the integer reference: {claims['bit_mismatches']['interval'][1]:.0f}. "
         f"The whole demo: {claims['seconds']['value']:.0f} s."
     )
-    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     lines.append("")
     lines.append(
         f"Median (lowest to highest) of {len(rows)} seeds; latency: medians of interleaved calls, batch 1, "
-        f"one thread. `{result['command']}` on {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory']}, Python {machine['python']}, {versions}."
+        f"one thread. {_where(result)}"
     )
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo}
+def int8(result: dict[str, Any]) -> str:
+    """Latency of each network on each engine; whose integers are exact; how much of the CPU is used."""
+    titles = {
+        "bert-base": "BERT-base shape, 128 tokens",
+        "resnet50": "ResNet-50",
+        "mobilenetv2": "MobileNetV2",
+        "resnet8": "ResNet8",
+        "ds-cnn": "DS-CNN",
+    }
+    rows = result["rows"]
+    models = [m for m in titles if any(r["model"] == m for r in rows)]
+    engines = list(dict.fromkeys(r["peer"] for r in rows))
+    cells = {(r["peer"], r["model"]): r for r in rows}
+    claims = {c["id"]: c for c in result["claims"]}
+    best = {
+        m: min((r for r in rows if r["model"] == m), key=lambda r: float(r["min_ms"]))["peer"] for m in models
+    }
+
+    def cell(engine: str, model: str) -> str:
+        row = cells.get((engine, model))
+        if row is None:
+            return ""
+        fastest = f"{row['min_ms']:.3g}"
+        return f"{f'**{fastest}**' if best[model] == engine else fastest} ({row['median_ms']:.3g})"
+
+    def exact(engine: str) -> str:
+        found = {r["exact"] for r in rows if r["peer"] == engine}
+        return "float" if found == {None} else "yes" if found == {True} else "no"
+
+    def claimed(kind: str, model: str, form: Callable[[dict[str, Any]], str]) -> str:
+        claim = claims.get(f"{kind}.{model}")
+        return "" if claim is None else form(claim)
+
+    lines = [
+        f"| engine | exact | {' | '.join(titles[m] for m in models)} |",
+        f"|---|---|{'---:|' * len(models)}",
+    ]
+    lines += [f"| {e} | {exact(e)} | {' | '.join(cell(e, m) for m in models)} |" for e in engines]
+    lines.append(
+        f"| best peer over Edgewright | | {' | '.join(claimed('ratio', m, _spread) for m in models)} |"
+    )
+    lines.append(f"| at least | | {' | '.join(claimed('ratio', m, _goal) for m in models)} |")
+    shares = [claimed("roofline", m, lambda c: f"{100 * c['value']:.0f} %") for m in models]
+    lines.append(f"| share of what the core can multiply | | {' | '.join(shares)} |")
+    caption = (
+        "Milliseconds for one sample on one thread: the fastest call, and the median in brackets. All take "
+        "turns on one core in one run; ratios are of the fastest calls, and in brackets of the rounds "
+        "without the outer tenths. Exact: single operators on extreme values give the exact integers on this "
+        f"CPU, up to one step of rounding. {_where(result)}"
+    )
+    return "\n".join((*lines, "", caption)) + "\n"
+
+
+def int8_figures(result: dict[str, Any]) -> str:
+    """The engine's other figures."""
+    lines = ["| figure | value | goal | |", "|---|---:|---:|---|"]
+    for claim in result["claims"]:
+        if not claim["id"].startswith(("ratio.", "roofline.")):
+            goal = "" if claim["goal"] is None else f"{claim['goal']:g} {claim['unit']}"
+            verdict = {None: "", True: "reached", False: "not reached"}[claim["reached"]]
+            lines.append(f"| {claim['what']} | {claim['value']:.3g} {claim['unit']} | {goal} | {verdict} |")
+    return "\n".join((*lines, "", _where(result))) + "\n"
+
+
+def _spread(claim: dict[str, Any]) -> str:
+    low, high = claim["interval"]
+    return f"{claim['value']:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def _goal(claim: dict[str, Any]) -> str:
+    return f"{claim['goal']:.1f}x: {'reached' if claim['reached'] else 'not reached'}"
+
+
+def _where(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    return (
+        f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, "
+        f"Python {machine['python']}, {versions}."
+    )
+
+
+# The tables, and the results each is made of.
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "demo": ("demo", demo),
+    "int8": ("int8", int8),
+    "int8-figures": ("int8", int8_figures),
+}
 
 
 def rendered(text: str) -> str:
@@ -83,8 +167,9 @@ def rendered(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
-        return f"{match[1]}{TABLES[name](result)}{match[3]}"
+        source, make = TABLES[name]
+        result = json.loads((ROOT / "benchmarks" / "results" / f"{source}.json").read_text("utf-8"))
+        return f"{match[1]}{make(result)}{match[3]}"
 
     return MARK.sub(table, text)
 

@@ -1,0 +1,159 @@
+"""A race: contestants in processes of their own take turns on one core, round by round.
+
+What else the machine does disturbs all of them alike, so the ratios hold where single times do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+HERE = Path(__file__).parent
+TURN_NS = 10e6  # a turn holds calls for about this long, one at least
+MOST_CALLS = 100
+LEAST_ROUNDS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One that takes part.
+
+    Attributes:
+        name: As in the tables.
+        command: Starts the process; it speaks as `contestant.py` does.
+        environment: Variables set for it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def entry(
+    name: str,
+    engine: str,
+    model: Path,
+    inputs: Path,
+    *,
+    threads: int = 1,
+    python: str = sys.executable,
+    **environment: str,
+) -> Entry:
+    """An engine of `contestant.py`, run by the Python that has it."""
+    command = (python, str(HERE / "contestant.py"), engine, str(model), str(inputs), str(threads))
+    return Entry(name=name, command=command, environment=environment)
+
+
+class Contestant:
+    """A started entry."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.name = entry.name
+        self._process = subprocess.Popen(
+            entry.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(entry.environment),
+        )
+        while (line := self._process.stdout.readline()) != "ready\n":  # type: ignore[union-attr]
+            if not line:
+                raise RuntimeError(f"{entry.name} did not start: {' '.join(entry.command)}")
+
+    def run(self, count: int) -> list[int]:
+        """Nanoseconds of each of `count` calls."""
+        times: list[int] = json.loads(self._ask(f"run {count}"))
+        return times
+
+    def save(self, path: Path) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of one call, by name."""
+        self._ask(f"save {path}")
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        answer: str = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name} ended in the middle of a race")
+        return answer
+
+    def end(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def started(entries: Sequence[Entry], cores: int = 1) -> Iterator[list[Contestant]]:
+    """The contestants, all held to the same last cores of this machine."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(allowed)[-cores:]))  # which they inherit
+    running: list[Contestant] = []
+    try:
+        running.extend(map(Contestant, entries))
+        yield running
+    finally:
+        os.sched_setaffinity(0, allowed)
+        for contestant in running:
+            contestant.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Nanoseconds of the calls of one contestant, by round."""
+
+    rounds: tuple[tuple[int, ...], ...]
+
+    @property
+    def min_ms(self) -> float:
+        """The fastest call."""
+        return min(map(min, self.rounds)) / 1e6
+
+    @property
+    def median_ms(self) -> float:
+        """The middle one."""
+        return statistics.median(t for r in self.rounds for t in r) / 1e6
+
+    def ratios(self, other: Times) -> list[float]:
+        """How many times as long as `other` this took, by the fastest calls of each round."""
+        return [min(a) / min(b) for a, b in zip(self.rounds, other.rounds, strict=True)]
+
+
+def race(
+    contestants: Sequence[Contestant], *, seconds: float, clock: Callable[[], float] = time.monotonic
+) -> dict[str, Times]:
+    """Lets the contestants take turns for about so many seconds, 15 rounds at least.
+
+    The first calls of each turn, a tenth of them, are not counted: what ran before has left its own data in
+    the caches.
+    """
+    counts = {}
+    for contestant in contestants:
+        contestant.run(1)
+        counts[contestant.name] = int(np.clip(TURN_NS / min(contestant.run(3)), 1, MOST_CALLS))
+    rounds: dict[str, list[tuple[int, ...]]] = {c.name: [] for c in contestants}
+    end = clock() + seconds
+    done = 0
+    while done < LEAST_ROUNDS or clock() < end:
+        for contestant in contestants:
+            count = counts[contestant.name]
+            warm = -(-count // 10) if count > 1 else 0
+            rounds[contestant.name].append(tuple(contestant.run(count + warm)[warm:]))
+        done += 1
+    return {name: Times(tuple(r)) for name, r in rounds.items()}
