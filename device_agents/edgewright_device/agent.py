@@ -306,12 +306,19 @@ class Agent:
             self._rolled_back(release, trial.slot, reason, latency_ms)
             return reason
         self.slots.confirm()
-        self._emit("confirmed", version=release.version, slot=trial.slot, latency_ms=latency_ms)
-        self._load()
+
+        def announce() -> None:
+            self._emit("confirmed", version=release.version, slot=trial.slot, latency_ms=latency_ms)
+
+        self._load(announce)
         return None
 
-    def _load(self) -> None:
-        """Hands on the confirmed release; one that is damaged on the disk gives way to the previous one."""
+    def _load(self, announce: Callable[[], None] = lambda: None) -> None:
+        """Hands on the confirmed release; one that is damaged on the disk gives way to the previous one.
+
+        Args:
+            announce: Called once the release serves, or before it is said why it cannot.
+        """
         self._runs = False
         path, release = self.slots.active, self.slots.journal.release
         if path is None or release is None:
@@ -319,6 +326,7 @@ class Agent:
         try:
             runner = Runner(Artifact.open(path), self._backend)
         except ArtifactError as error:
+            announce()
             slot, reason = self.slots.journal.current, str(error)
             try:
                 self.slots.roll_back(reason)
@@ -328,11 +336,13 @@ class Agent:
             self._rolled_back(release, slot, reason, None)
             self._load()
         except DeviceError as error:
+            announce()
             self._emit("error", version=release.version, slot=self.slots.journal.current, reason=str(error))
         else:
             self._runs = True
             if self._on_release is not None:
                 self._on_release(runner, release)
+            announce()
 
     def _report(self, deployment: str, reason: str | None) -> None:
         """Ends a deployment on the server: with success, or with the reason of the failure."""

@@ -159,10 +159,13 @@ def _example(samples: Any) -> tuple[Any, ...]:
 
 def _check_traceable(model: Any, samples: Any) -> None:
     """Refuses, before any training, a model that could not be saved after it."""
+    import torch
+
     from edgewright.models import trace
 
     try:
-        model(*_example(samples))
+        with torch.no_grad():
+            model(*_example(samples))
     except Exception:
         return  # `compress` tells best what does not fit
     trace(model, _example(samples))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from pathlib import Path
@@ -87,7 +89,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.Exp
     batch = torch.export.Dim("N", min=1, max=1 << 20)
     tensors = tuple(repeated(torch.as_tensor(x)) for x in example_inputs)
     try:
-        with quiet():
+        # torch prints the graph it gave up on to stderr
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
             return torch.export.export(
                 copy.deepcopy(model).eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors)
             )

@@ -53,6 +53,7 @@ class Bench:
         self.random = 0.5
         self.releases: list[tuple[Runner, SlotRelease]] = []
         self.events: list[Event] = []
+        self.serving: dict[str, int] = {}  # how many releases had been handed on when an event was last said
         self._agent: Agent | None = None
 
     def boot(self) -> Agent:
@@ -65,10 +66,14 @@ class Bench:
             attributes={"cpu": "scalar"},
             now=lambda: self.now,
             random=lambda: self.random,
-            on_event=self.events.append,
+            on_event=self._hear,
             on_release=lambda runner, release: self.releases.append((runner, release)),
         )
         return self._agent
+
+    def _hear(self, event: Event) -> None:
+        self.events.append(event)
+        self.serving[event.event] = len(self.releases)
 
     def shut_down(self) -> None:
         if self._agent is not None:
@@ -97,6 +102,12 @@ def kinds(events: tuple[Event, ...]) -> list[str]:
 def version_in_use(agent: Agent) -> str | None:
     release = agent.slots.journal.release
     return None if release is None else release.version
+
+
+def test_a_release_serves_before_it_is_said_to_be_confirmed(bench: Bench) -> None:
+    bench.boot()
+    bench.update("1.0.0")
+    assert bench.serving == {"poll": 0, "downloading": 0, "installed": 0, "confirmed": 1}
 
 
 def test_first_release_is_fetched_whole_confirmed_and_reported(bench: Bench) -> None:
