@@ -7,12 +7,15 @@ are those of seeded random inputs, which leaves every activation with a spread o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -28,30 +31,40 @@ class Network:
         title: For people.
         make: Gives the module, its weights not yet drawn.
         input_shape: Of one sample.
-        must: Ratio to the best peer that has to be reached.
-        aim: Ratio that is aimed at.
+        must: Ratio to the best peer that has to be reached, or None.
+        aim: Ratio that is aimed at, or None.
+        words: How many words the input's indices choose from; 0 for an input of float32.
+        weights: A safetensors file with trained weights, or None.
     """
 
     name: str
     title: str
     make: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
-    must: float
-    aim: float
+    must: float | None = None
+    aim: float | None = None
+    words: int = 0
+    weights: Path | None = None
 
     def module(self, seed: int = 0) -> nn.Module:
-        """The module, its weights and statistics drawn from the seed."""
+        """The module, trained, or its weights and statistics drawn from the seed."""
         torch.manual_seed(seed)
         module = self.make()
+        if self.weights is not None:
+            module.load_state_dict({n: w.float() for n, w in load_file(self.weights).items()})
+            return module.eval()
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         _set_statistics(module, torch.from_numpy(self.samples(STATISTICS_SAMPLES, seed=seed + 1)))
         return module.eval()
 
-    def samples(self, count: int, seed: int = 0) -> npt.NDArray[np.float32]:
-        """Random inputs, (count, *input_shape), mean 0 and spread 1."""
-        return np.random.default_rng(seed).standard_normal((count, *self.input_shape), np.float32)
+    def samples(self, count: int, seed: int = 0) -> npt.NDArray[Any]:
+        """Random inputs, (count, *input_shape): float32 of mean 0 and spread 1, or int64 indices."""
+        random = np.random.default_rng(seed)
+        if self.words:
+            return random.integers(0, self.words, (count, *self.input_shape), np.int64)
+        return random.standard_normal((count, *self.input_shape), np.float32)
 
 
 def _set_statistics(module: nn.Module, samples: torch.Tensor) -> None:
@@ -70,7 +83,10 @@ def cost(network: Network) -> tuple[int, int]:
     biases, batch norm, activations and pools are not.
     """
     with torch.device("meta"):  # shapes alone
-        module, sample = network.make(), torch.zeros(2, *network.input_shape)
+        module, sample = (
+            network.make(),
+            torch.zeros(2, *network.input_shape, dtype=torch.int64 if network.words else torch.float32),
+        )
     macs = 0
 
     def count(part: nn.Module, _: object, result: torch.Tensor) -> None:
@@ -201,8 +217,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens, width = x.shape[1:]
@@ -224,17 +239,65 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = SelfAttention(width, heads)
         self.first, self.second = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-12) for _ in range(2))
+        self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norms[0](x + self.attention(x))
-        y: torch.Tensor = self.norms[1](x + self.second(functional.gelu(self.first(x))))
+        x = self.norm_1(x + self.attention(x))
+        y: torch.Tensor = self.norm_2(x + self.second(functional.gelu(self.first(x))))
         return y
 
 
 def bert_base() -> nn.Module:
     """The 12 encoder layers of BERT-base: hidden states in, hidden states out."""
     return nn.Sequential(*(EncoderLayer(768, 12, 3072) for _ in range(12)))
+
+
+class SentenceClassifier(nn.Module):
+    """MiniLM-L6-H384 (Wang et al. 2020, arXiv:2002.10957) with a head on the mean over all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(30522, 384), nn.Embedding(512, 384)
+        self.kinds = nn.Embedding(2, 384)
+        self.norm = nn.LayerNorm(384, eps=1e-12)
+        self.layers = nn.Sequential(*(EncoderLayer(384, 12, 1536) for _ in range(6)))
+        self.head = nn.Linear(384, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        places = self.positions.weight[: tokens.shape[1]] + self.kinds.weight[0]
+        x = self.layers(self.norm(self.words(tokens) + places))
+        y: torch.Tensor = self.head(x.mean(1))
+        return y
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights under their own names, or under those of the file of BERT."""
+        return super().load_state_dict({_own_name(n): w for n, w in state.items()}, strict, assign)
+
+
+_OWN_NAMES = (
+    ("bert.embeddings.LayerNorm", "norm"),
+    ("bert.embeddings.word_embeddings", "words"),
+    ("bert.embeddings.position_embeddings", "positions"),
+    ("bert.embeddings.token_type_embeddings", "kinds"),
+    ("bert.encoder.layer", "layers"),
+    ("attention.output.LayerNorm", "norm_1"),
+    ("attention.output.dense", "attention.out"),
+    ("attention.self", "attention"),
+    ("intermediate.dense", "first"),
+    ("output.LayerNorm", "norm_2"),
+    ("output.dense", "second"),
+)
+
+
+def _own_name(name: str) -> str:
+    for theirs, ours in _OWN_NAMES:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def linear(inputs: int, outputs: int) -> Callable[[], nn.Module]:
+    """One matrix product, with its bias."""
+    return lambda: nn.Linear(inputs, outputs)
 
 
 def _conv_norm(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> Sequence[nn.Module]:
@@ -250,12 +313,14 @@ def _same(channels: int, out: int, stride: int) -> Sequence[nn.Module]:
 
 
 IMAGE = (3, 224, 224)
+TOKENS = 128
+MINILM = Path(__file__).resolve().parents[2] / "shared" / "data" / "minilm_sst2" / "model_fp16.safetensors"
 NETWORKS = (
     Network(
         name="bert-base",
-        title="BERT-base shape, 128 tokens",
+        title=f"BERT-base shape, {TOKENS} tokens",
         make=bert_base,
-        input_shape=(128, 768),
+        input_shape=(TOKENS, 768),
         must=1.1,
         aim=1.28,
     ),
@@ -263,4 +328,22 @@ NETWORKS = (
     Network(name="mobilenetv2", title="MobileNetV2", make=mobilenetv2, input_shape=IMAGE, must=1.4, aim=1.65),
     Network(name="resnet8", title="ResNet8", make=resnet8, input_shape=(3, 32, 32), must=1.1, aim=1.33),
     Network(name="ds-cnn", title="DS-CNN", make=ds_cnn, input_shape=(1, 49, 10), must=1.4, aim=1.6),
+    # What follows has no goal of its own.
+    Network(
+        name="minilm",
+        title=f"MiniLM-L6, {TOKENS} tokens",
+        make=SentenceClassifier,
+        input_shape=(TOKENS,),
+        words=30522,
+        weights=MINILM,
+    ),
+    *(
+        Network(
+            name=f"gemm-{TOKENS}x{k}x{n}",
+            title=f"GEMM {TOKENS}x{k}x{n}",
+            make=linear(k, n),
+            input_shape=(TOKENS, k),
+        )
+        for k, n in ((768, 768), (768, 3072), (3072, 768))
+    ),
 )

@@ -36,6 +36,8 @@ class Files:
         artifact: What Edgewright runs.
         inputs: Arrays by input name, .npz.
         fp32, u8s8, u8u8: .onnx files; the latter two QDQ, with int8 and with uint8 weights.
+        dynamic: The .onnx file that ONNX Runtime's own dynamic quantization makes, which finds the ranges of
+            activations in each call; or None where there is no matrix product for it.
         tflite_fp32, tflite_int8: .tflite files, or None where the network has no translation.
     """
 
@@ -45,6 +47,7 @@ class Files:
     fp32: Path
     u8s8: Path
     u8u8: Path
+    dynamic: Path | None
     tflite_fp32: Path | None
     tflite_int8: Path | None
 
@@ -89,9 +92,23 @@ def write_files(
         fp32=fp32,
         u8s8=folder / "u8s8.onnx",
         u8u8=folder / "u8u8.onnx",
+        dynamic=_dynamic(fp32, folder / "dynamic.onnx") if _has_products(float_graph) else None,
         tflite_fp32=tflite(float_graph, folder / "fp32.tflite"),
         tflite_int8=tflite(qdq, folder / "int8.tflite"),
     )
+
+
+def _has_products(graph: onnx.ModelProto) -> bool:
+    """Whether matrix products are most of the network; its convolutions dynamic quantization slows down."""
+    kinds = [node.op_type for node in graph.graph.node]
+    return "Conv" not in kinds and bool({"MatMul", "Gemm"} & set(kinds))
+
+
+def _dynamic(fp32: Path, path: Path) -> Path:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(fp32, path, per_channel=True, weight_type=QuantType.QInt8)
+    return path
 
 
 def unsigned_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,6 +148,8 @@ def entries(files: Files, side: str | None) -> list[Entry]:
         entry("ONNX Runtime u8s8", "onnxruntime", files.u8s8, files.inputs),
         entry("ONNX Runtime u8u8", "onnxruntime", files.u8u8, files.inputs),
     ]
+    if files.dynamic is not None:
+        found.append(entry("ONNX Runtime dynamic", "onnxruntime", files.dynamic, files.inputs))
     for name, path in (("LiteRT FP32", files.tflite_fp32), ("LiteRT INT8", files.tflite_int8)):
         if path is not None:
             found.append(entry(name, "litert", path, files.inputs))
