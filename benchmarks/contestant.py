@@ -79,6 +79,29 @@ def litert(model: Path, inputs: Arrays, threads: int) -> tuple[Run, Outputs]:
     return interpreter.invoke, outputs
 
 
+def ncnn(model: Path, inputs: Arrays, threads: int) -> tuple[Run, Outputs]:
+    """A .param file with its .bin file beside it."""
+    import ncnn as runtime
+
+    net = runtime.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    # Its 8-bit Winograd overflows 16 bits on weights of 8 bits, and is slower here than without.
+    net.opt.use_winograd_convolution = False
+    if net.load_param(str(model)) or net.load_model(str(model.with_suffix(".bin"))):
+        raise ValueError(f"{model}: ncnn cannot load it")
+    blobs = {name: runtime.Mat(value[0]) for name, value in inputs.items()}
+    names = net.output_names()
+
+    def run() -> Any:
+        extractor = net.create_extractor()
+        for name, blob in blobs.items():
+            extractor.input(name, blob)
+        return [extractor.extract(name)[1] for name in names]
+
+    return run, lambda: {n: np.array(b)[np.newaxis] for n, b in zip(names, run(), strict=True)}
+
+
 def openvino(model: Path, inputs: Arrays, threads: int) -> tuple[Run, Outputs]:
     """An .onnx file, its shapes made static, tuned for latency."""
     import openvino as ov
@@ -102,6 +125,7 @@ def openvino(model: Path, inputs: Arrays, threads: int) -> tuple[Run, Outputs]:
 ENGINES: Mapping[str, Callable[[Path, Arrays, int], tuple[Run, Outputs]]] = {
     "edgewright": edgewright,
     "litert": litert,
+    "ncnn": ncnn,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
 }

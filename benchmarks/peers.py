@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from ncnn_file import ncnn_files
 from onnx import numpy_helper
 from race import Entry, entry, started
 from tflite_file import tflite_bytes
@@ -24,7 +25,7 @@ from edgewright_kernels import cpu_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 # Engines that the product does not need, in an environment of their own.
-SIDE = {"openvino": "2026.4.1", "numpy": "2.4.6"}
+SIDE = {"ncnn": "1.0.20261020", "numpy": "2.4.6", "openvino": "2026.4.1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,8 @@ class Files:
         fp32, u8s8, u8u8: .onnx files; the latter two QDQ, with int8 and with uint8 weights.
         dynamic: The .onnx file that ONNX Runtime's own dynamic quantization makes, which finds the ranges of
             activations in each call; or None where there is no matrix product for it.
-        tflite_fp32, tflite_int8: .tflite files, or None where the network has no translation.
+        tflite_fp32, tflite_int8, ncnn: .tflite files and a .param file with its .bin file beside it; None
+            where the network has no translation.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Files:
     dynamic: Path | None
     tflite_fp32: Path | None
     tflite_int8: Path | None
+    ncnn: Path | None
 
 
 def write_files(
@@ -77,13 +80,18 @@ def write_files(
     onnx.save(qdq, folder / "u8s8.onnx")
     onnx.save(unsigned_weights(qdq), folder / "u8u8.onnx")
 
-    def tflite(graph: onnx.ModelProto, path: Path) -> Path | None:
+    def translated(path: Path, write: Callable[[Path], object]) -> Path | None:
         try:
-            path.write_bytes(tflite_bytes(graph))
+            write(path)
         except ValueError as error:
-            print(f"{name}: not for LiteRT: {error}", file=sys.stderr)
+            print(f"{name}: no {path.name}: {error}", file=sys.stderr)
             return None
         return path
+
+    def write_ncnn(path: Path) -> None:
+        text, data = ncnn_files(qdq)
+        path.write_text(text, "utf-8")
+        path.with_suffix(".bin").write_bytes(data)
 
     return Files(
         folder=folder,
@@ -93,8 +101,9 @@ def write_files(
         u8s8=folder / "u8s8.onnx",
         u8u8=folder / "u8u8.onnx",
         dynamic=_dynamic(fp32, folder / "dynamic.onnx") if _has_products(float_graph) else None,
-        tflite_fp32=tflite(float_graph, folder / "fp32.tflite"),
-        tflite_int8=tflite(qdq, folder / "int8.tflite"),
+        tflite_fp32=translated(folder / "fp32.tflite", lambda p: p.write_bytes(tflite_bytes(float_graph))),
+        tflite_int8=translated(folder / "int8.tflite", lambda p: p.write_bytes(tflite_bytes(qdq))),
+        ncnn=translated(folder / "ncnn.param", write_ncnn),
     )
 
 
@@ -155,6 +164,8 @@ def entries(files: Files, side: str | None) -> list[Entry]:
             found.append(entry(name, "litert", path, files.inputs))
     if side is not None:
         found.append(entry("OpenVINO INT8", "openvino", files.u8s8, files.inputs, python=side))
+        if files.ncnn is not None:
+            found.append(entry("ncnn INT8", "ncnn", files.ncnn, files.inputs, python=side))
     return found
 
 
@@ -168,7 +179,7 @@ def side_python() -> str | None:
         venv.create(folder, clear=True, with_pip=True)
         pip = [str(python), "-m", "pip", "install", "-q", *wanted]
         if subprocess.run(pip, check=False).returncode:
-            print("OpenVINO cannot be installed here, and is left out", file=sys.stderr)
+            print("OpenVINO and ncnn cannot be installed here, and are left out", file=sys.stderr)
             return None
         stamp.write_text("\n".join(wanted), "utf-8")
     return str(python)
