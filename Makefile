@@ -17,7 +17,7 @@ PYTEST   := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all sanitize check format studio screenshots bench tables clean
+.PHONY: help demo test test-all test-arm sanitize check format studio screenshots bench tables clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
@@ -29,6 +29,22 @@ test: .stamps/dev ## all tests but the slow ones
 
 test-all: .stamps/dev ## the slow ones too
 	$(PYTEST) -m "not gpu"
+
+# An ARM core without extensions, one with the dot product, one with all: each must offer the paths named here.
+ARM  := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+        -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+QEMU := qemu-aarch64-static -L /usr/aarch64-linux-gnu
+
+test-arm: $(CASES) ## the ARM kernels, cross-compiled and emulated: every operator on every path
+	@bash scripts/system-packages.sh arm
+	$(CMAKE) -B build/arm $(ARM) >/dev/null
+	$(CMAKE) -B build/arm-sanitize $(ARM) -DEDGEWRIGHT_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/arm --target replay
+	$(BIN)/cmake --build build/arm-sanitize --target replay
+	$(QEMU) -cpu cortex-a53 build/arm/replay $(CASES) neon scalar
+	$(QEMU) -cpu cortex-a76 build/arm/replay $(CASES) dotprod neon scalar
+	$(QEMU) -cpu max build/arm/replay $(CASES) i8mm dotprod neon scalar
+	ASAN_OPTIONS=detect_leaks=0 $(QEMU) -cpu max build/arm-sanitize/replay $(CASES)
 
 sanitize: $(CASES) ## the C++ under AddressSanitizer and UBSan, every operator on every path
 	@bash scripts/system-packages.sh sanitize

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system packages a group needs, with apt when root; otherwise names them in one line.
-#   scripts/system-packages.sh build|desktop|window|sanitize
+#   scripts/system-packages.sh build|desktop|window|sanitize|arm
 set -eu
 
 missing=()
@@ -33,8 +33,12 @@ sanitize)
   echo 'int main() {}' | c++ -fsanitize=address,undefined -x c++ -o /dev/null - 2>/dev/null ||
     missing+=("libgcc-$(c++ -dumpversion | cut -d. -f1)-dev")
   ;;
+arm)
+  need_program aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
+  need_program qemu-aarch64-static qemu-user-static
+  ;;
 *)
-  echo "usage: $0 build|desktop|window|sanitize" >&2
+  echo "usage: $0 build|desktop|window|sanitize|arm" >&2
   exit 2
   ;;
 esac

@@ -4,6 +4,11 @@
 
 #include "errors.h"
 
+#if defined(EDGEWRIGHT_ARM)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace edgewright {
 
 const std::vector<const Kernels*>& usable_paths() {
@@ -12,6 +17,11 @@ const std::vector<const Kernels*>& usable_paths() {
 #if defined(EDGEWRIGHT_AVX2)
     // Both ask cpuid, and whether the operating system saves the wide registers.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels());
+#endif
+#if defined(EDGEWRIGHT_ARM)
+    if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) found.push_back(&i8mm_kernels());
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&dotprod_kernels());
+    found.push_back(&neon_kernels());
 #endif
     found.push_back(&scalar_kernels());
     return found;

@@ -72,4 +72,10 @@ const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 #endif
 
+#if defined(EDGEWRIGHT_ARM)
+const Kernels& neon_kernels();
+const Kernels& dotprod_kernels();
+const Kernels& i8mm_kernels();
+#endif
+
 }  // namespace edgewright
