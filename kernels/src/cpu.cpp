@@ -14,8 +14,22 @@ namespace edgewright {
 const std::vector<const Kernels*>& usable_paths() {
   static const std::vector<const Kernels*> paths = [] {
     std::vector<const Kernels*> found;
+    // These ask cpuid, and whether the operating system saves the wide registers.
+#if defined(EDGEWRIGHT_AVX512VNNI)
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("fma")) {
+      found.push_back(&avx512vnni_kernels());
+      found.push_back(&avx512vnni256_kernels());
+    }
+#endif
+#if defined(EDGEWRIGHT_AVXVNNI)
+    if (__builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("fma")) {
+      found.push_back(&avxvnni_kernels());
+    }
+#endif
 #if defined(EDGEWRIGHT_AVX2)
-    // Both ask cpuid, and whether the operating system saves the wide registers.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels());
 #endif
 #if defined(EDGEWRIGHT_ARM)

@@ -71,6 +71,13 @@ const Kernels& scalar_kernels();
 #if defined(EDGEWRIGHT_AVX2)
 const Kernels& avx2_kernels();
 #endif
+#if defined(EDGEWRIGHT_AVXVNNI)
+const Kernels& avxvnni_kernels();
+#endif
+#if defined(EDGEWRIGHT_AVX512VNNI)
+const Kernels& avx512vnni_kernels();
+const Kernels& avx512vnni256_kernels();
+#endif
 
 #if defined(EDGEWRIGHT_ARM)
 const Kernels& neon_kernels();

@@ -27,6 +27,16 @@ def same_bits(program: Program, inputs: dict[str, np.ndarray], cpu: str) -> None
         np.testing.assert_array_equal(found[name], value, strict=True)
 
 
+def same_bits_everywhere(program: Program, inputs: dict[str, np.ndarray]) -> None:
+    """As `same_bits`, on every path."""
+    plan = program.plan()
+    expected = reference.run(plan, program.weights, inputs)
+    for cpu in cpu_paths():
+        found = Engine(ir.encode(plan), program.weights, cpu=cpu).run(inputs)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, strict=True, err_msg=cpu)
+
+
 @pytest.mark.parametrize("cpu", cpu_paths())
 @pytest.mark.parametrize("kind", sorted(OPERATORS))
 def test_random_operators_give_the_bits_of_the_reference(kind: str, cpu: str) -> None:
@@ -74,6 +84,103 @@ def test_every_tail_of_terms_and_channels_is_exact(terms: int, cpu: str) -> None
         scale = draw.rescale(outputs, 127.0 * terms)
         p.output("y", p.conv2d(x, weight, draw.bias(outputs), window, scale, zero_point=11))
         same_bits(p, draw.inputs(p.plan(), 1), cpu)
+
+
+def _weights_of_sums(terms: int, sums: list[int]) -> np.ndarray:
+    """One output channel per entry: terms in pairs of equal sign, alternately so, each pair of that sum."""
+    weight = np.zeros((len(sums), terms), np.int8)
+    for row, total in zip(weight, sums, strict=True):
+        for first in range(0, terms, 2):
+            sign = 1 if first // 4 % 2 == 0 else -1
+            row[first] = sign * min(127, total)
+            if first + 1 < terms:
+                row[first + 1] = sign * (total - min(127, total))
+    return weight
+
+
+@pytest.mark.parametrize("terms", [2, 4, 7, 8, 12, 33])
+def test_weights_at_the_edge_of_sixteen_bits_are_exact(terms: int) -> None:
+    """Weights that sum to 128 may be multiplied in 16 bits (255 * 128 = 32,640), to 129 not: pairs or fours.
+    Activations are at the extremes, so that any sum that can leave 16 bits does."""
+    for kept in (64, 65, 128, 129):
+        for odd_one in (0, 129, 254):
+            # Panels of one kind, and a panel where one channel differs from the others.
+            weight = _weights_of_sums(terms, [kept] * 16 + [kept] * 15 + [odd_one or kept] + [kept] * 9)
+            weight = np.concatenate([weight, np.abs(weight)])
+            p = Program()
+            x = p.input("x", (1, 7, terms), zero_point=3)
+            scale = rescale([1 << 30] * len(weight), [44] * len(weight))
+            shape = (*weight.shape, 1, 1)
+            p.output(
+                "y", p.conv2d(x, weight.reshape(shape), None, ir.Window(kernel=(1, 1)), scale, zero_point=128)
+            )
+            ends = np.where(np.random.default_rng(terms).random((1, terms, 1, 7)) < 0.3, 0, 255).astype(
+                np.float32
+            )
+            ends[..., 0] = 255
+            ends[0, :, 0, 1] = np.where(np.arange(terms) // 4 % 2 == 0, 255, 0)
+            same_bits_everywhere(p, {"x": ends - 3})
+
+
+def test_results_beyond_the_fast_requantization_are_exact() -> None:
+    """Shifts around 32 and 54, where the high half of a product stops being enough, channel by channel."""
+    draw = Draw(8)
+    for shift in (1, 20, 30, 31, 32, 33, 53, 54, 55, 56, 62):
+        for multiplier in (1, 2, 3, (1 << 30) - 1, 1 << 30, (1 << 31) - 1):
+            for groups, channels in ((1, 40), (40, 40)):
+                p = Program()
+                x = p.input("x", (3, 6, channels), zero_point=200)
+                weight = draw.weight((channels, channels // groups, 1, 1))
+                scale = rescale([multiplier] * channels, [shift] * channels)
+                scale.shift[17] = 40
+                window = ir.Window(kernel=(1, 1))
+                p.output(
+                    "y", p.conv2d(x, weight, draw.bias(40), window, scale, groups=groups, zero_point=255)
+                )
+                same_bits_everywhere(p, draw.inputs(p.plan(), 1))
+
+
+@pytest.mark.parametrize("channels", [1, 8, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 80])
+def test_every_tail_of_a_depthwise_convolution_is_exact(channels: int) -> None:
+    draw = Draw(channels)
+    for kernel, stride, dilation in (
+        (3, 1, 1),
+        (3, 2, 1),
+        (5, 1, 1),
+        (5, 2, 2),
+        (4, 3, 1),
+        (1, 1, 1),
+        (7, 1, 3),
+    ):
+        for width in (1, 3, 4, 5, 9):
+            pad = dilation * (kernel - 1) // 2 + 1
+            window = ir.Window(
+                kernel=(kernel, kernel),
+                stride=(stride, stride),
+                padding=(pad, pad, pad, pad),
+                dilation=(dilation, dilation),
+            )
+            p = Program()
+            x = p.input("x", (5, width, channels), zero_point=draw.zero_point())
+            weight, scale = draw.weight((channels, 1, kernel, kernel)), draw.rescale(channels, 60000.0)
+            p.output(
+                "y",
+                p.conv2d(x, weight, draw.bias(channels), window, scale, groups=channels, zero_point=19),
+            )
+            same_bits_everywhere(p, draw.inputs(p.plan(), 1))
+
+
+def test_wide_rows_and_far_taps_of_a_depthwise_convolution_are_exact() -> None:
+    draw = Draw(11)
+    for width, kernel, stride, dilation in ((900, 3, 1, 1), (901, 5, 2, 1), (700, 3, 1, 300), (40, 33, 1, 1)):
+        window = ir.Window(
+            kernel=(2, kernel), stride=(1, stride), padding=(0, 2, 1, 9), dilation=(1, dilation)
+        )
+        p = Program()
+        x = p.input("x", (2, width, 20), zero_point=9)
+        weight, scale = draw.weight((20, 1, 2, kernel)), draw.rescale(20, 50000.0)
+        p.output("y", p.conv2d(x, weight, draw.bias(20), window, scale, groups=20, zero_point=77))
+        same_bits_everywhere(p, draw.inputs(p.plan(), 1))
 
 
 @pytest.mark.parametrize("cpu", cpu_paths())

@@ -1,0 +1,126 @@
+// The AVX-512 VNNI paths. `avx512vnni` has dense tiles of 512-bit vectors; `avx512vnni256` keeps to 256 bits,
+// for CPUs that lower their clock under wider ones. Only this file is compiled with the AVX-512 flags.
+#include <immintrin.h>
+
+namespace edgewright {
+namespace {
+
+struct Vnni {
+  static __m256i add(__m256i acc, __m256i x, __m256i w) { return _mm256_dpbusd_epi32(acc, x, w); }
+};
+
+}  // namespace
+}  // namespace edgewright
+
+#include "vnni256.h"
+
+namespace edgewright {
+namespace {
+
+inline __m512i load512(const void* at) { return _mm512_loadu_si512(at); }
+
+inline void keep(__m512i& value) { asm("" : "+v"(value)); }
+
+// As for eight lanes in simd256.h.
+inline __m512i requantize_lanes(__m512i acc, const Channels<16>& by) {
+  __m512i even = _mm512_mul_epi32(acc, load512(by.multiplier[0]));
+  __m512i odd = _mm512_mul_epi32(_mm512_srli_epi64(acc, 32), load512(by.multiplier[1]));
+  even = _mm512_add_epi64(even, load512(by.half[0]));
+  odd = _mm512_add_epi64(odd, load512(by.half[1]));
+  const __m512i high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  return _mm512_srav_epi32(high, load512(by.shift));
+}
+
+// Tiles of 12 rows by 32 channels, 24 accumulators.
+struct Tiles512 {
+  static constexpr int kLanes = 16, kRows = 12;
+  static constexpr bool kWidens = false;
+
+  static Place place(int64_t channel) { return {channel / 16, channel % 16}; }
+  static Form choose(const int8_t*, int64_t, int64_t, int64_t, int64_t) { return Form::kFours; }
+
+  template <int Rows, int Vectors>
+  static void tile(const Tile& tile) {
+    const auto* channels = reinterpret_cast<const Channels<16>*>(tile.panel + sizeof(PanelHead));
+    const uint8_t* weight = tile.panel + sizeof(PanelHead) + Vectors * sizeof(Channels<16>);
+    const uint8_t* x = tile.x;
+    const int64_t stride = tile.stride;
+    __m512i acc[Rows][Vectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) acc[r][v] = load512(channels[v].bias);
+    }
+    for (const uint8_t* const end = x + tile.terms; x < end; x += 4, weight += Vectors * 64) {
+      __m512i w[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) w[v] = load512(weight + v * 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        int32_t four;
+        std::memcpy(&four, x + r * stride, sizeof four);
+        const __m512i seen = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) {
+          acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], seen, w[v]);
+          keep(acc[r][v]);
+        }
+      }
+    }
+    finish(tile, channels, acc);
+  }
+
+  template <int Rows, int Vectors>
+  static void finish(const Tile& tile, const Channels<16>* channels, const __m512i (&acc)[Rows][Vectors]) {
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_stride = tile.op->at.out_channels;
+    if (!reinterpret_cast<const PanelHead*>(tile.panel)->fits_high_half) {
+      int32_t all[Rows][Vectors * 16];
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) _mm512_storeu_si512(all[r] + v * 16, acc[r][v]);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        for (int64_t o = 0; o < tile.used; ++o) {
+          tile.y[r * y_stride + o] = requantize_any(all[r][o], to, tile.from + o);
+        }
+      }
+      return;
+    }
+    const __m256i low = _mm256_set1_epi8(static_cast<char>(to.low));
+    const __m256i high = _mm256_set1_epi8(static_cast<char>(to.high));
+    const __m512i zero = _mm512_setzero_si512();
+    const __mmask32 some = static_cast<__mmask32>((uint64_t{1} << tile.used) - 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const __m128i first =
+          _mm512_cvtusepi32_epi8(_mm512_max_epi32(requantize_lanes(acc[r][0], channels[0]), zero));
+      __m256i bytes = _mm256_castsi128_si256(first);
+      if constexpr (Vectors == 2) {
+        const __m512i second = requantize_lanes(acc[r][1], channels[1]);
+        bytes = _mm256_inserti128_si256(bytes, _mm512_cvtusepi32_epi8(_mm512_max_epi32(second, zero)), 1);
+      }
+      bytes = _mm256_min_epu8(_mm256_max_epu8(bytes, low), high);
+      _mm256_mask_storeu_epi8(tile.y + r * y_stride, some, bytes);
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels& avx512vnni_kernels() {
+  static const Kernels table = [] {
+    Kernels made = vnni_kernels("avx512vnni");
+    made.dense = dense_kernel<Tiles512>();
+    return made;
+  }();
+  return table;
+}
+
+const Kernels& avx512vnni256_kernels() {
+  static const Kernels table = vnni_kernels("avx512vnni256");
+  return table;
+}
+
+}  // namespace edgewright

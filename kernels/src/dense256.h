@@ -1,0 +1,97 @@
+// Tiles of 256-bit vectors: 6 rows by 16 channels, twelve accumulators.
+#pragma once
+
+#include "dense.h"
+
+namespace edgewright {
+namespace {
+
+// Says nothing, but keeps an accumulator in its register: gcc 12 spills the tile without it.
+inline void keep(__m256i& value) { asm("" : "+x"(value)); }
+
+inline __m256i four_of(const uint8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+
+struct Tiles256 {
+  static constexpr int kLanes = 8, kRows = 6;
+
+  static Place place(int64_t channel) { return {vector_of(channel), lane_of(channel)}; }
+
+  template <int Rows, int Vectors>
+  static void begin(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
+    const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) acc[r][v] = load(channels[v].bias);
+    }
+  }
+
+  template <int Vectors>
+  static const uint8_t* weights(const Tile& tile) {
+    return tile.panel + sizeof(PanelHead) + Vectors * sizeof(Channels<8>);
+  }
+
+  // Dot::add(acc, x, w): each int32 lane gains the product of its four terms.
+  template <class Dot, int Rows, int Vectors>
+  static void fours(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
+    const uint8_t* weight = weights<Vectors>(tile);
+    const uint8_t* x = tile.x;
+    const int64_t stride = tile.stride;
+    for (const uint8_t* const end = x + tile.terms; x < end; x += 4, weight += Vectors * 32) {
+      __m256i w[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) w[v] = load(weight + v * 32);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const __m256i seen = four_of(x + r * stride);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) {
+          acc[r][v] = Dot::add(acc[r][v], seen, w[v]);
+          keep(acc[r][v]);
+        }
+      }
+    }
+  }
+
+  template <int Rows, int Vectors>
+  static void finish(const Tile& tile, const __m256i (&acc)[Rows][Vectors]) {
+    const auto* head = reinterpret_cast<const PanelHead*>(tile.panel);
+    const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_stride = tile.op->at.out_channels;
+    if (!head->fits_high_half) {
+      int32_t all[Rows][Vectors][8];
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(all[r][v]), acc[r][v]);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        for (int64_t o = 0; o < tile.used; ++o) {
+          const Place at = Vectors == 2 ? place(o) : Place{0, o};
+          tile.y[r * y_stride + o] = requantize_any(all[r][at.vector][at.lane], to, tile.from + o);
+        }
+      }
+      return;
+    }
+    const Bounds bounds = bounds_of(to);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      __m128i bytes = _mm_setzero_si128();
+      if constexpr (Vectors == 2) {
+        bytes = narrow(requantize_lanes(acc[r][0], channels[0]), requantize_lanes(acc[r][1], channels[1]));
+      } else {
+        bytes = narrow(requantize_lanes(acc[r][0], channels[0]));
+      }
+      store(tile.y + r * y_stride, clamp(bytes, bounds), tile.used);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace edgewright

@@ -1,0 +1,129 @@
+// What the 256-bit paths share: loads and stores, and the way out of an accumulator. A path's file includes
+// this and compiles its own copies with its own CPU flags.
+#pragma once
+
+#include <immintrin.h>
+
+#include "plain.h"
+
+namespace edgewright {
+namespace {
+
+[[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+[[maybe_unused]] inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+[[maybe_unused]] inline __m256i load(const void* at) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+}
+[[maybe_unused]] inline __m128i load_half(const void* at) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(at));
+}
+
+// ---- requantization ----
+
+// The constants of `Lanes` output channels. Products are 64-bit, so even and odd lanes go separate ways. With
+// a shift of 32..54 the high 32 bits of `acc * multiplier + half` hold all that is needed, and the zero point
+// fits in `half`; `fits_high_half` says where. The sum stays in 64 bits: (2^31 - 1)^2 + 255 * 2^54 + 2^53.
+template <int Lanes>
+struct Channels {
+  int32_t bias[Lanes], multiplier[2][Lanes];  // the second with odd lanes moved to even ones
+  int32_t shift[Lanes];                       // less 32
+  int64_t half[2][Lanes / 2];                 // 2^(shift-1) + (zero point << shift)
+};
+
+// An equal multiplier and shift, the shift at least 32 where that can be.
+struct Factor {
+  int32_t multiplier, shift;
+};
+
+inline Factor raised(int32_t multiplier, int32_t shift) {
+  if (multiplier == 0) return {0, 32};
+  while (shift < 32 && multiplier < (1 << 30)) {
+    multiplier *= 2;
+    ++shift;
+  }
+  return {multiplier, shift};
+}
+
+// `extra` shifts more are to come off, as for accumulators that are 2^extra times too large.
+[[maybe_unused]] inline bool fits_high_half(const Scaling& scaling, int64_t channel, int32_t extra = 0) {
+  const Factor factor = raised(scaling.multiplier[channel], scaling.shift[channel]);
+  return factor.shift + extra >= 32 && factor.shift + extra <= 54;
+}
+
+template <int Lanes>
+void pack_channel(const Convolution& op, int64_t channel, int64_t lane, Channels<Lanes>& to,
+                  int32_t extra = 0) {
+  to.bias[lane] = op.bias[channel] * (1 << extra);
+  if (!fits_high_half(op.scaling, channel, extra)) return;
+  Factor factor = raised(op.scaling.multiplier[channel], op.scaling.shift[channel]);
+  factor.shift += extra;
+  to.multiplier[0][lane] = factor.multiplier;
+  if (lane % 2 == 1) to.multiplier[1][lane - 1] = factor.multiplier;
+  to.shift[lane] = factor.shift - 32;
+  to.half[lane % 2][lane / 2] =
+      (int64_t{1} << (factor.shift - 1)) + (int64_t{op.scaling.zero_point} << factor.shift);
+}
+
+// int32 results with the zero point added, not yet clamped.
+[[maybe_unused]] inline __m256i requantize_lanes(__m256i acc, const Channels<8>& by) {
+  __m256i even = _mm256_mul_epi32(acc, load(by.multiplier[0]));
+  __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(acc, 32), load(by.multiplier[1]));
+  even = _mm256_add_epi64(even, load(by.half[0]));
+  odd = _mm256_add_epi64(odd, load(by.half[1]));
+  return _mm256_srav_epi32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA), load(by.shift));
+}
+
+// The same for any multiplier and shift, one value after the other.
+[[maybe_unused]] inline uint8_t requantize_any(int32_t acc, const Scaling& to, int64_t channel) {
+  const int64_t value = requantize(acc, to.multiplier[channel], to.shift[channel]);
+  return saturate(value + to.zero_point, to.low, to.high);
+}
+
+// Sixteen channels lie in two vectors as vpunpck leaves and vpack takes them: 0-3 and 8-11 in the first, the
+// others in the second.
+[[maybe_unused]] inline int64_t vector_of(int64_t channel) { return channel / 4 % 2; }
+[[maybe_unused]] inline int64_t lane_of(int64_t channel) { return channel / 8 * 4 + channel % 4; }
+
+[[maybe_unused]] inline __m128i narrow(__m256i first, __m256i second) {
+  const __m256i words = _mm256_packs_epi32(first, second);
+  return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+
+// Eight uint8 in the low half, from one vector in order.
+[[maybe_unused]] inline __m128i narrow(__m256i only) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(only), _mm256_extracti128_si256(only, 1));
+  return _mm_packus_epi16(words, words);
+}
+
+// The clamps, ready before a loop whose stores could otherwise seem to change them.
+struct Bounds {
+  __m256i low, high;
+};
+
+[[maybe_unused]] inline Bounds bounds_of(const Scaling& to) {
+  return {_mm256_set1_epi8(static_cast<char>(to.low)), _mm256_set1_epi8(static_cast<char>(to.high))};
+}
+
+[[maybe_unused]] inline __m128i clamp(__m128i bytes, const Bounds& to) {
+  return _mm_min_epu8(_mm_max_epu8(bytes, _mm256_castsi256_si128(to.low)), _mm256_castsi256_si128(to.high));
+}
+
+[[maybe_unused]] inline __m256i clamp(__m256i bytes, const Bounds& to) {
+  return _mm256_min_epu8(_mm256_max_epu8(bytes, to.low), to.high);
+}
+
+[[maybe_unused]] inline void store(uint8_t* y, __m128i bytes, int64_t count) {
+  if (count >= 16) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+  } else if (count == 8) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(y), bytes);
+  } else {
+    uint8_t all[16];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(all), bytes);
+    for (int64_t i = 0; i < count; ++i) y[i] = all[i];
+  }
+}
+
+}  // namespace
+}  // namespace edgewright
