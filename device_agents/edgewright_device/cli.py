@@ -255,12 +255,16 @@ def cpu(*, json_to: Json = None) -> None:
 
 def _details(program: ewplan.Plan, op: ewplan.Op) -> str:
     parts = []
-    if isinstance(op, ewplan.Conv2d | ewplan.MaxPool | ewplan.AveragePool):
+    if isinstance(
+        op, ewplan.Convolution | ewplan.TransposedConvolution | ewplan.MaxPool | ewplan.AveragePool
+    ):
         parts.append(f"kernel {op.window.kernel}, stride {op.window.stride}, padding {op.window.padding}")
-    if isinstance(op, ewplan.Conv2d) and op.groups > 1:
-        parts.append("depthwise")
-    if isinstance(op, ewplan.Conv2d | ewplan.FullyConnected):
-        parts.append(f"{program.ranges[op.weight].size} weights")
+    if isinstance(op, ewplan.Convolution | ewplan.TransposedConvolution) and op.groups > 1:
+        parts.append(f"{op.groups} groups")
+    if isinstance(op, ewplan.Convolution | ewplan.TransposedConvolution | ewplan.FullyConnected):
+        parts.append(f"{program.ranges[op.weight].size} bytes of {op.weight_bits}-bit weights")
+    if isinstance(op, ewplan.Quantize | ewplan.Dequantize | ewplan.Transpose):
+        parts.append(f"order {op.order}")
     if isinstance(op, ewplan.Quantize):
         parts.append(f"scale {program.tensors[op.y].scale:.6g}, zero {program.tensors[op.y].zero_point}")
     rescale = getattr(op, "rescale", None)
@@ -273,6 +277,8 @@ def _plain(value: Any) -> Any:
     """A plan as JSON data; each operator says its kind."""
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, bytes):
+        return list(value)
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if is_dataclass(value):

@@ -11,8 +11,9 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgewright_kernels.check import MAX_RANK, check
+from edgewright_kernels.check import MAX_RANK, MAX_WINDOW_AXES, check
 from edgewright_kernels.errors import PlanError, UnsupportedError
 from edgewright_kernels.program import (
     ARENA_ALIGNMENT,
@@ -20,19 +21,31 @@ from edgewright_kernels.program import (
     Add,
     AveragePool,
     ByteRange,
-    Conv2d,
+    Concat,
+    Convolution,
     Dequantize,
     DType,
-    Flatten,
+    Embedding,
     FullyConnected,
     Int32Array,
+    Interpolation,
+    LayerNorm,
+    Lookup,
+    MatMul,
     MaxPool,
+    Multiply,
     Op,
     Plan,
     Quantize,
     Requantize,
     Rescale,
+    Reshape,
+    Resize,
+    Slice,
+    Softmax,
     Tensor,
+    Transpose,
+    TransposedConvolution,
     Window,
     tensor_inputs,
 )
@@ -54,19 +67,31 @@ __all__ = [
     "Add",
     "AveragePool",
     "ByteRange",
-    "Conv2d",
+    "Concat",
+    "Convolution",
     "DType",
     "Dequantize",
-    "Flatten",
+    "Embedding",
     "FullyConnected",
     "Int32Array",
+    "Interpolation",
+    "LayerNorm",
+    "Lookup",
+    "MatMul",
     "MaxPool",
+    "Multiply",
     "Op",
     "Plan",
     "Quantize",
     "Requantize",
     "Rescale",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Softmax",
     "Tensor",
+    "Transpose",
+    "TransposedConvolution",
     "Window",
     "check",
     "decode",
@@ -75,7 +100,7 @@ __all__ = [
 ]
 
 MAGIC = b"EWPLAN\r\n"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sIIIIIIIIQQ8x")  # 64 bytes
 TENSOR = struct.Struct("<BB2x6IfiQII")  # 52 bytes
 RANGE = struct.Struct("<QQ")  # 16 bytes
@@ -87,7 +112,7 @@ MAX_OPS = 65_536
 MAX_RANGES = 65_536
 MAX_PORTS = 64
 
-_DTYPES: tuple[DType, ...] = ("float32", "uint8")
+_DTYPES: tuple[DType, ...] = ("float32", "uint8", "int64")
 
 
 def encode(plan: Plan) -> bytes:
@@ -230,55 +255,115 @@ def _tensor(index: int, record: tuple[Any, ...], names: bytes) -> Tensor:
     )
 
 
-# An operator's record is its fields in order: a number is one word (-1 for None), a Window ten
-# (kernel, stride, padding, dilation), a Rescale low, high, n, n multipliers, n shifts.
+# An operator's record is its fields in order. Most are one number: one word, -1 for None. Some have a form of
+# their own, which _write and _read tell by the field's name.
+
+
+class _Words:
+    """The int32 words of one operator, taken in order."""
+
+    def __init__(self, words: Int32Array, where: str) -> None:
+        self._words, self._where, self._at = words, where, 0
+
+    def one(self) -> int:
+        return self.take(1)[0]
+
+    def take(self, count: int) -> tuple[int, ...]:
+        if count < 0 or self._at + count > self._words.size:
+            raise PlanError(f"plan.bin: {self._where} has too few words")
+        self._at += count
+        return tuple(self._words[self._at - count : self._at].tolist())
+
+    def wide(self, count: int) -> tuple[int, ...]:
+        """64-bit numbers, the low word first."""
+        self.take(2 * count)
+        return tuple(self._words[self._at - 2 * count : self._at].astype("<i4").view("<i8").tolist())
+
+    def end(self) -> None:
+        if self._at != self._words.size:
+            raise PlanError(f"plan.bin: {self._where} has {self._words.size - self._at} words too many")
 
 
 def _op_words(op: Op) -> Int32Array:
-    words: list[Int32Array] = []
-    for field in fields(op):
-        value = getattr(op, field.name)
-        if isinstance(value, Window):
-            words.append(np.array([*value.kernel, *value.stride, *value.padding, *value.dilation], np.int32))
-        elif isinstance(value, Rescale):
-            words.append(np.array([value.low, value.high, value.multiplier.size], np.int32))
-            words.extend((value.multiplier, value.shift))
-        else:
-            words.append(np.array([-1 if value is None else value], np.int32))
-    return np.concatenate(words)
+    parts = [_write(op, field.name) for field in fields(op)]
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
-def _read_op(index: int, kind: type[Op], words: Int32Array) -> Op:
+def _write(op: Op, name: str) -> npt.ArrayLike:
+    value: Any = getattr(op, name)
+    match name, value:
+        case "window", Window():
+            return [len(value.kernel), *value.kernel, *value.stride, *value.padding, *value.dilation]
+        case "rescale", Rescale():
+            return np.concatenate(
+                [[value.low, value.high, value.multiplier.size], value.multiplier, value.shift]
+            )
+        case "order" | "inputs" | "starts" | "gain", _:
+            return [len(value), *value]
+        case "rows" | "columns", Interpolation():
+            return [len(value.first), *value.first, *value.second, *value.fraction]
+        case "table", bytes():
+            return np.frombuffer(value, "<i4")
+        case "offset", _:
+            return np.array(value, "<i8").view("<i4")
+        case "epsilon", _:
+            return np.array([value], "<i8").view("<i4")
+        case "extra" | "steps" | "table", _:
+            return tuple(value)
+    return [-1 if value is None else int(value)]
+
+
+def _read_op(index: int, kind: type[Op], record: Int32Array) -> Op:
+    where = f"operator {index} ({kind.__name__})"
+    words = _Words(record, where)
     values: dict[str, Any] = {}
-    at = 0
-
-    def take(count: int) -> list[int]:
-        nonlocal at
-        if count < 0 or at + count > words.size:
-            raise PlanError(f"plan.bin: operator {index} ({kind.__name__}) has too few words")
-        at += count
-        return [int(v) for v in words[at - count : at]]
-
     for field in fields(kind):
-        if field.name == "window":
-            w = take(10)
-            values["window"] = Window(
-                kernel=(w[0], w[1]),
-                stride=(w[2], w[3]),
-                padding=(w[4], w[5], w[6], w[7]),
-                dilation=(w[8], w[9]),
-            )
-        elif field.name == "rescale":
-            low, high, count = take(3)
-            values["rescale"] = Rescale(
-                multiplier=np.array(take(count), np.int32),
-                shift=np.array(take(count), np.int32),
-                low=low,
-                high=high,
-            )
-        else:
-            (number,) = take(1)
-            values[field.name] = None if field.name == "bias" and number == -1 else number
-    if at != words.size:
-        raise PlanError(f"plan.bin: operator {index} ({kind.__name__}) has {words.size - at} words too many")
+        values[field.name] = _read(kind, field.name, words, values, where)
+    words.end()
     return kind(**values)
+
+
+def _read(kind: type[Op], name: str, words: _Words, before: dict[str, Any], where: str) -> object:
+    match name:
+        case "window":
+            return _read_window(words, where)
+        case "rescale":
+            low, high, count = words.take(3)
+            multiplier, shift = (np.array(words.take(count), np.int32) for _ in range(2))
+            return Rescale(multiplier=multiplier, shift=shift, low=low, high=high)
+        case "order" | "inputs" | "starts" | "gain":
+            return words.take(words.one())
+        case "rows" | "columns":
+            count = words.one()
+            return Interpolation(
+                first=words.take(count), second=words.take(count), fraction=words.take(count)
+            )
+        case "table":
+            return np.array(words.take(64), "<i4").tobytes() if kind is Lookup else words.take(256)
+        case "offset":
+            return words.wide(len(before["gain"]))
+        case "epsilon":
+            return words.wide(1)[0]
+        case "extra":
+            return words.take(len(before["window"].kernel))
+        case "steps":
+            return words.take(len(before["starts"]))
+        case "transpose_b":
+            number = words.one()
+            if number not in (0, 1):
+                raise PlanError(f"plan.bin: {where}: transpose_b is {number}, 0 or 1 is needed")
+            return bool(number)
+    number = words.one()
+    return None if name in ("bias", "mask") and number == -1 else number
+
+
+def _read_window(words: _Words, where: str) -> Window:
+    axes = words.one()
+    if not 1 <= axes <= MAX_WINDOW_AXES:
+        raise PlanError(f"plan.bin: {where}: a window over {axes} axes, 1 to {MAX_WINDOW_AXES} are defined")
+    return Window(
+        kernel=words.take(axes),
+        stride=words.take(axes),
+        padding=words.take(2 * axes),
+        dilation=words.take(axes),
+    )

@@ -5,10 +5,12 @@ batch is a loop around it. Weights are not in it; it points at byte ranges of `w
 reads and writes it as `plan.bin`, check.py holds its rules, reference.py runs it.
 
 Conventions
-    * Activations are uint8 with a scale and a zero point; weights int8, symmetric, in [-127, 127]; biases and
-      accumulators int32.
-    * 3-D activations lie as (H, W, C). Float32 tensors at the borders lie as the model has them, (C, H, W).
-      `Quantize`, `Dequantize` and `Flatten` change the order; nothing else does.
+    * Activations are uint8 with a scale and a zero point; weights int8 or int4, symmetric, in [-127, 127] or
+      [-7, 7]; biases and accumulators int32.
+    * A tensor has 1 to 6 axes and lies row-major. Where an operator looks at an image, the spatial axes come
+      first and the channels last: (W, C), (H, W, C) or (D, H, W, C).
+    * "Same grid": x and y share scale and zero point, so no arithmetic is done.
+    * `b` broadcasts to `a`: numpy's rule, and the result has the shape of `a`.
     * One requantization rule: `requantize` in reference.py.
 """
 
@@ -23,8 +25,10 @@ import numpy.typing as npt
 
 ARENA_ALIGNMENT = 64  # bytes
 
-DType: TypeAlias = Literal["float32", "uint8"]
+DType: TypeAlias = Literal["float32", "uint8", "int64"]
 Int32Array: TypeAlias = npt.NDArray[np.int32]
+
+_ITEM_BYTES: dict[DType, int] = {"float32": 4, "uint8": 1, "int64": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +37,11 @@ class Tensor:
 
     Attributes:
         name: Unique in the plan; inputs and outputs are known by it.
-        dtype: float32 at the borders, uint8 inside.
-        shape: Without the batch. (H, W, C) or (features,) for uint8; as the model has it for float32.
-        scale: `real = scale * (q - zero_point)`; 0.0 for float32.
-        zero_point: In 0..255; 0 for float32.
-        offset: Where it lies in the arena, bytes, a multiple of 64.
+        dtype: uint8 inside; float32 at the borders, or int64 for an input that holds indices.
+        shape: Without the batch.
+        scale: `real = scale * (q - zero_point)`; 0.0 at the borders.
+        zero_point: In 0..255; 0 at the borders.
+        offset: Where it lies in the arena, bytes, a multiple of 64; 0 at the borders.
     """
 
     name: str
@@ -55,7 +59,7 @@ class Tensor:
     @property
     def size_bytes(self) -> int:
         """Bytes one sample takes."""
-        return self.elements * (4 if self.dtype == "float32" else 1)
+        return self.elements * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +72,69 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Where a convolution or a pool looks: (height, width) each; padding is (top, left, bottom, right)."""
+    """Where a convolution or a pool looks, along 1 to 3 spatial axes.
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    Attributes:
+        kernel: One size per axis.
+        stride: One per axis; left out, all are 1.
+        padding: All the befores, then all the afters; left out, none. For images: (top, left, bottom, right).
+        dilation: One per axis; left out, all are 1.
+    """
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the result, with the floor rule of ONNX and PyTorch."""
-        top, left, bottom, right = self.padding
-        span_h = self.dilation[0] * (self.kernel[0] - 1) + 1
-        span_w = self.dilation[1] * (self.kernel[1] - 1) + 1
-        return (
-            (height + top + bottom - span_h) // self.stride[0] + 1,
-            (width + left + right - span_w) // self.stride[1] + 1,
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fills in what was left out.
+
+        Raises:
+            ValueError: The parts differ in their number of axes.
+        """
+        axes = len(self.kernel)
+        object.__setattr__(self, "stride", self.stride or (1,) * axes)
+        object.__setattr__(self, "padding", self.padding or (0,) * 2 * axes)
+        object.__setattr__(self, "dilation", self.dilation or (1,) * axes)
+        if (len(self.stride), len(self.padding), len(self.dilation)) != (axes, 2 * axes, axes):
+            raise ValueError(
+                f"a window over {axes} axes has as many strides and dilations, and twice the padding"
+            )
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """How far the window reaches along each axis, from its first tap to its last."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    @property
+    def taps(self) -> int:
+        """Values under the window, in one channel."""
+        return math.prod(self.kernel)
+
+    def output_size(self, *size: int) -> tuple[int, ...]:
+        """Spatial sizes of the result for spatial sizes of the input; the floor rule of ONNX and PyTorch."""
+        axes = len(self.kernel)
+        padded = (n + self.padding[i] + self.padding[axes + i] for i, n in enumerate(size))
+        return tuple((n - s) // step + 1 for n, s, step in zip(padded, self.span, self.stride, strict=True))
+
+    def transposed_size(self, extra: tuple[int, ...], *size: int) -> tuple[int, ...]:
+        """Spatial sizes that a transposed convolution gives; `extra` is ONNX's `output_padding`."""
+        axes = len(self.kernel)
+        return tuple(
+            self.stride[i] * (n - 1) + extra[i] + self.span[i] - self.padding[i] - self.padding[axes + i]
+            for i, n in enumerate(size)
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rescale:
-    """`(acc * multiplier + 2^(shift-1)) >> shift`, then the output's zero point, then a clamp to [low, high].
-
-    One multiplier and shift per output channel, or one for all.
+    """How accumulators become uint8: `clamp(requantize(acc, multiplier, shift) + zero_point, low, high)`.
 
     Attributes:
-        multiplier: int32, shape (channels,) or (1,), not negative.
-        shift: int32, the same shape, each in 1..62.
-        low: Lower clamp in output integers, 0..255; a fused ReLU is `low = zero point`.
-        high: Upper clamp, low..255.
+        multiplier: int32 (C,), >= 0.
+        shift: int32 (C,), in 1..62.
+        low: Lower clamp; a fused ReLU raises it to the zero point.
+        high: Upper clamp.
     """
 
     multiplier: Int32Array
@@ -117,53 +155,68 @@ class Rescale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantize:
-    """Float32 `x` to uint8 `y`: `clamp(round_half_even(x / scale) + zero_point)`.
+    """Float32 `x` to uint8 `y`: `clamp(round_half_even(x / scale) + zero_point)`, its axes then in `order`.
 
-    (C, H, W) becomes (H, W, C). NaN becomes the zero point. The division is one IEEE float32 division.
+    The order is numpy's: axis i of y is axis `order[i]` of x. An image, (C, H, W) to (H, W, C), has
+    (1, 2, 0). NaN becomes the zero point. The division is one IEEE float32 division.
     """
 
     x: int
     y: int
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dequantize:
-    """uint8 `x` to float32 `y`: `float32(x - zero_point) * scale`; (H, W, C) becomes (C, H, W)."""
+    """uint8 `x` to float32 `y`: `transpose(x, order)`, then `float32(x - zero_point) * scale`.
+
+    For an image, (H, W, C) to (C, H, W), `order` is (2, 0, 1).
+    """
 
     x: int
     y: int
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conv2d:
-    """2-D convolution; `weight` is int8 OIHW, `bias` int32 (O,); padding has the value `zero point of x`.
+class Convolution:
+    """Convolution along 1 to 3 axes; padding has the value `zero point of x`.
 
-    `groups` is 1, or the number of input channels with as many outputs (depthwise).
+    x is (spatial..., C), y (spatial..., O); `weight` is (O, C / groups, kernel...), signed, of `weight_bits`
+    8 or 4 (see `FullyConnected`); `bias` int32 (O,). `groups` divides C and O; with as many groups as
+    channels it is a depthwise convolution.
     """
 
     x: int
     y: int
     weight: int
-    bias: int | None
+    weight_bits: int = 8
+    bias: int | None = None
     window: Window
-    groups: int
+    groups: int = 1
     rescale: Rescale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullyConnected:
-    """`y = x @ weight.T + bias`; `x` is 1-D, `weight` int8 (O, I), `bias` int32 (O,)."""
+    """`y = x @ weight.T + bias` over the last axis: x is (..., K), y (..., O).
+
+    `weight` is (O, K), signed, of `weight_bits` 8 or 4; `bias` int32 (O,). With 4 bits, two weights share a
+    byte, the first in its low half, in two's complement, in -7..7; each row (the weight's first axis) starts
+    on a byte, and an unused half is 0.
+    """
 
     x: int
     y: int
     weight: int
-    bias: int | None
+    weight_bits: int = 8
+    bias: int | None = None
     rescale: Rescale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaxPool:
-    """Largest value under the window; padding never wins. `x` and `y` share scale and zero point."""
+    """Largest value under the window; padding never wins. `x` and `y` are on the same grid."""
 
     x: int
     y: int
@@ -187,7 +240,7 @@ class AveragePool:
 class Add:
     """`y = a + b`: `((a - za) * ma + (b - zb) * mb + 2^(s-1)) >> s`, one rounding for both.
 
-    `rescale.multiplier` is (ma, mb), `rescale.shift` (s, s).
+    `b` broadcasts to `a`. `rescale.multiplier` is (ma, mb), `rescale.shift` (s, s).
     """
 
     a: int
@@ -206,27 +259,237 @@ class Requantize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flatten:
-    """(H, W, C) to (C * H * W,), in the order (C, H, W), as ONNX and PyTorch flatten."""
+class Transpose:
+    """The axes of `x` in another order, numpy's: axis i of y is axis `order[i]` of x. Same grid."""
+
+    x: int
+    y: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshape:
+    """The elements of `x`, in their row-major order, in another shape. Same grid.
+
+    `y` MAY lie exactly where `x` lies; then nothing is copied, and `x` counts as overwritten.
+    """
 
     x: int
     y: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatMul:
+    """`y = a @ b`, both activations: a is (..., M, K), b (..., K, N), y (..., M, N).
+
+    With `transpose_b`, b is (..., N, K). Leading axes are equal. The accumulator is the sum of
+    `(a - za) * (b - zb)` over K, at most 33,025 of them.
+    """
+
+    a: int
+    b: int
+    y: int
+    transpose_b: bool = False
+    rescale: Rescale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Multiply:
+    """`y = a * b`: `(a - za) * (b - zb)`, rescaled. `b` broadcasts to `a`."""
+
+    a: int
+    b: int
+    y: int
+    rescale: Rescale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """`y = table[x]`: any function of one value (GELU, SiLU, Sigmoid, Tanh, HardSwish, ...).
+
+    `table` has 256 bytes, one for each `x`.
+    """
+
+    x: int
+    y: int
+    table: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Softmax:
+    """Softmax over the last axis, at most 65,536 values, of what the mask keeps; others give 0.
+
+    `table[d]` is `exp(-scale of x * d)` times 65,536, rounded, for d in 0..255: `table[0]` is 65,536, and it
+    never grows. `mask` broadcasts to `x`; a value equal to its zero point masks. For each row:
+
+        top = max of x, where kept;  e = table[top - x], 0 where masked;  S = sum of e
+        r = min(floor(m * 65536 / S), 2^31 - 1);  y = clamp(((e * r + 2^(s-1)) >> s) + zero point, low, high)
+
+    with the one multiplier m and shift s of `rescale`: m / 2^(s - 16) is 1 / scale of y. Where S is 0, y is
+    clamp(zero point).
+    """
+
+    x: int
+    mask: int | None = None
+    y: int
+    table: tuple[int, ...]
+    rescale: Rescale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorm:
+    """`gain * (x - mean) / sqrt(variance + epsilon) + offset` over the last axis, n <= 32,768 values.
+
+    For each row, in 64-bit integers:
+
+        c = x - zx;  A = sum c;  Q = sum c^2;  D = n * Q - A^2 + epsilon
+        k = the even number that brings D * 2^k into [2^60, 2^62);  root = floor(sqrt(D * 2^k))
+        r = min(floor(2^61 / root), 2^31 - 1);  h = 46 - k / 2
+        T = ((n * c - A) * r + 2^(h-1)) >> h, the normalized value times 2^15
+        y = clamp(((T * gain + offset + 2^(s-1)) >> s) + zero point, low, high)
+
+    Attributes:
+        gain: (n,) int32: gain / scale of y * 2^(s - 15).
+        offset: (n,), below 2^55 in magnitude: offset / scale of y * 2^s.
+        epsilon: round(n^2 * epsilon / scale of x^2), in 1..2^46.
+        rescale: Its shift is s; its multiplier is 1, and not used.
+    """
+
+    x: int
+    y: int
+    gain: tuple[int, ...]
+    offset: tuple[int, ...]
+    epsilon: int
+    rescale: Rescale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concat:
+    """`inputs`, one behind the other along `axis`. Same grid."""
+
+    y: int
+    axis: int
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Every `steps[i]`-th value from `starts[i]` along each axis; the shape of y says where it ends.
+
+    Same grid. Steps are at least 1.
+    """
+
+    x: int
+    y: int
+    starts: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpolation:
+    """Which two inputs each output takes along one axis: `first` and `second`, at most 2^20 of each.
+
+    They weigh 2048 - `fraction` and `fraction`, in 0..2048.
+    """
+
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    fraction: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """An image (H, W, C) in another size; nearest has fractions of 0, bilinear others.
+
+    The accumulator is the sum of `(x - zx) * row weight * column weight` over the four values; the multiplier
+    holds 2^-22.
+    """
+
+    x: int
+    y: int
+    rows: Interpolation
+    columns: Interpolation
+    rescale: Rescale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """Rows of a table: x is an int64 input (...,), `weight` int8 (rows, C), y (..., C).
+
+    The accumulator is `weight[x]`. An index outside 0..rows-1 is the caller's ValueError.
+    """
+
+    x: int
+    y: int
+    weight: int
+    rescale: Rescale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransposedConvolution:
+    """The transpose of a convolution, ONNX's ConvTranspose, along 1 to 3 axes.
+
+    x is (spatial..., C), y (spatial..., O); `weight` is (C, O / groups, kernel...), `weight_bits` and `bias`
+    as in Convolution. Each x adds `(x - zx) * weight` to the outputs at
+    `position * stride + tap * dilation - padding`. `extra` is ONNX's `output_padding`, per axis less than the
+    stride or the dilation.
+    """
+
+    x: int
+    y: int
+    weight: int
+    weight_bits: int = 8
+    bias: int | None = None
+    window: Window
+    extra: tuple[int, ...]
+    groups: int = 1
+    rescale: Rescale
+
+
 Op: TypeAlias = (
-    Quantize | Dequantize | Conv2d | FullyConnected | MaxPool | AveragePool | Add | Requantize | Flatten
+    Quantize
+    | Dequantize
+    | Convolution
+    | FullyConnected
+    | MaxPool
+    | AveragePool
+    | Add
+    | Requantize
+    | Transpose
+    | Reshape
+    | MatMul
+    | Multiply
+    | Lookup
+    | Softmax
+    | LayerNorm
+    | Concat
+    | Slice
+    | Resize
+    | Embedding
+    | TransposedConvolution
 )
 # The number of a kind is its place in this tuple plus one. Append only.
 OP_KINDS: tuple[type[Op], ...] = (
     Quantize,
     Dequantize,
-    Conv2d,
+    Convolution,
     FullyConnected,
     MaxPool,
     AveragePool,
     Add,
     Requantize,
-    Flatten,
+    Transpose,
+    Reshape,
+    MatMul,
+    Multiply,
+    Lookup,
+    Softmax,
+    LayerNorm,
+    Concat,
+    Slice,
+    Resize,
+    Embedding,
+    TransposedConvolution,
 )
 
 
@@ -238,7 +501,7 @@ class Plan:
         tensors: Every value, in the order of its number.
         ranges: Byte ranges of the weights file; operators refer to them by number.
         ops: In the order they run.
-        inputs: Tensor numbers, float32.
+        inputs: Tensor numbers, float32 or int64.
         outputs: Tensor numbers, float32.
         arena_bytes: Size of the one working memory.
         weights_bytes: Exact size of the weights file this plan was made for.
@@ -255,4 +518,11 @@ class Plan:
 
 def tensor_inputs(op: Op) -> tuple[int, ...]:
     """Numbers of the tensors that `op` reads."""
-    return (op.a, op.b) if isinstance(op, Add) else (op.x,)
+    match op:
+        case Add() | MatMul() | Multiply():
+            return (op.a, op.b)
+        case Softmax(mask=int(mask)):
+            return (op.x, mask)
+        case Concat():
+            return op.inputs
+    return (op.x,)

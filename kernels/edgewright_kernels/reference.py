@@ -8,6 +8,7 @@ The functions work on batches: uint8 arrays of shape (N, *tensor.shape), as the 
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -21,76 +22,109 @@ from edgewright_kernels.errors import PlanError
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
-Value: TypeAlias = npt.NDArray[Any]  # float32 at the borders, uint8 inside
+Value: TypeAlias = npt.NDArray[Any]  # float32 or int64 at the borders, uint8 inside
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap | npt.NDArray[np.uint8]
 
 MAX_ACCUMULATOR = (1 << 31) - 1
+_NONE: Int64Array = np.zeros(0, np.int64)
 
 
-def run(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+def run(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Value]) -> dict[str, Float32Array]:
     """Runs a plan on a batch.
 
     Args:
         plan: The program.
         weights: The whole weights file.
-        inputs: float32 arrays of shape (N, *shape), by name, N >= 1.
+        inputs: float32 or int64 arrays, as the plan has them, of shape (N, *shape), by name, N >= 1.
 
     Returns:
         The plan's outputs by name, float32, of shape (N, *shape).
 
     Raises:
         PlanError: The plan breaks a rule, or the weights do not belong to it.
-        ValueError: An input is missing, unknown, or of the wrong shape or dtype.
+        ValueError: An input is missing, unknown, or of the wrong shape or dtype, or an index is out of range.
     """
     values = trace(plan, weights, inputs)
     return {name: values[name] for name in (plan.tensors[t].name for t in plan.outputs)}
 
 
-def trace(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Float32Array]) -> dict[str, Value]:
+def trace(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Value]) -> dict[str, Value]:
     """Runs a plan on a batch and keeps every tensor.
 
     Args:
         plan: The program.
         weights: The whole weights file.
-        inputs: float32 arrays of shape (N, *shape), by name, N >= 1.
+        inputs: float32 or int64 arrays, as the plan has them, of shape (N, *shape), by name, N >= 1.
 
     Returns:
-        Tensor name to array of shape (N, *tensor.shape): uint8, (H, W, C) inside; float32 at the borders.
+        Tensor name to array of shape (N, *tensor.shape), of its dtype.
 
     Raises:
         PlanError: The plan breaks a rule, or the weights do not belong to it.
-        ValueError: An input is missing, unknown, or of the wrong shape or dtype.
+        ValueError: An input is missing, unknown, or of the wrong shape or dtype, or an index is out of range.
     """
     parameters = check_weights(plan, weights)
     values: dict[int, Value] = dict(_bind(plan, inputs))
     for i, op in enumerate(plan.ops):
-        x = values[ir.tensor_inputs(op)[0]]
-        x_t, y_t = plan.tensors[ir.tensor_inputs(op)[0]], plan.tensors[op.y]
-        y: Value
-        match op:
-            case ir.Quantize():
-                y = quantize(x, y_t.scale, y_t.zero_point)
-                y = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y
-            case ir.Dequantize():
-                y = dequantize(x, x_t.scale, x_t.zero_point)
-                y = y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
-            case ir.Conv2d():
-                y = _rescale(_convolve(_centred(x, x_t), *parameters[i], op), op.rescale, y_t)
-            case ir.FullyConnected():
-                weight, bias = parameters[i]
-                y = _rescale(_centred(x, x_t) @ weight.T + bias, op.rescale, y_t)
-            case ir.MaxPool():
-                y = _max_pool(x, op.window, y_t)
-            case ir.AveragePool():
-                y = _rescale(_window_sum(_centred(x, x_t), op.window, y_t), op.rescale, y_t)
-            case ir.Add():
-                y = _add(_centred(x, x_t), _centred(values[op.b], plan.tensors[op.b]), op.rescale, y_t)
-            case ir.Requantize():
-                y = _rescale(_centred(x, x_t), op.rescale, y_t)
-            case ir.Flatten():
-                y = (x.transpose(0, 3, 1, 2) if x.ndim == 4 else x).reshape(len(x), -1)
-        values[op.y] = np.ascontiguousarray(y)
+        read = ir.tensor_inputs(op)
+        weight, bias = parameters.get(i, (_NONE, _NONE))
+        result = _run(plan, op, [values[t] for t in read], weight, bias)
+        values[op.y] = np.ascontiguousarray(result)
     return {plan.tensors[number].name: value for number, value in values.items()}
+
+
+def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias: Int64Array) -> Value:
+    """One operator on what it reads."""
+    read = [plan.tensors[t] for t in ir.tensor_inputs(op)]
+    x, x_t, y_t = values[0], read[0], plan.tensors[op.y]
+    batch_first = (0, *(axis + 1 for axis in getattr(op, "order", ())))
+    match op:
+        case ir.Quantize():
+            return quantize(x, y_t.scale, y_t.zero_point).transpose(batch_first)
+        case ir.Dequantize():
+            return dequantize(x.transpose(batch_first), x_t.scale, x_t.zero_point)
+        case ir.MaxPool():
+            return _max_pool(x, op.window, y_t)
+        case ir.Transpose():
+            return x.transpose(batch_first)
+        case ir.Reshape():
+            return x.reshape(len(x), *y_t.shape)
+        case ir.Lookup():
+            return np.frombuffer(op.table, np.uint8)[x]
+        case ir.Concat():
+            return np.concatenate(values, axis=op.axis + 1)
+        case ir.Slice():
+            return x[(slice(None), *_stretches(op, y_t))]
+        case ir.Softmax():
+            kept = None if op.mask is None else _broadcast(values[1], read[1], x_t) != read[1].zero_point
+            return _clamped(_softmax(x, kept, op), op.rescale, y_t)
+    centred = [_centred(v, t) for v, t in zip(values, read, strict=True)]
+    match op:
+        case ir.Add():
+            return _clamped(
+                _add(centred[0], _broadcast(centred[1], read[1], x_t), op.rescale), op.rescale, y_t
+            )
+        case ir.LayerNorm():
+            return _clamped(_layer_norm(centred[0], op), op.rescale, y_t)
+        case ir.Multiply():
+            acc = centred[0] * _broadcast(centred[1], read[1], x_t)
+        case ir.MatMul():
+            acc = centred[0] @ (centred[1].swapaxes(-1, -2) if op.transpose_b else centred[1])
+        case ir.Convolution():
+            acc = _convolve(centred[0], weight, bias, op, y_t)
+        case ir.TransposedConvolution():
+            acc = _convolve_transposed(centred[0], weight, bias, op, y_t)
+        case ir.FullyConnected():
+            acc = centred[0] @ weight.T + bias
+        case ir.AveragePool():
+            acc = _window_sum(centred[0], op.window, y_t)
+        case ir.Requantize():
+            acc = centred[0]
+        case ir.Resize():
+            acc = _interpolate(_interpolate(centred[0], op.rows, 1), op.columns, 2)
+        case ir.Embedding():
+            acc = weight[_checked_indices(x, x_t, len(weight))]
+    return _clamped(requantize(acc, op.rescale.multiplier, op.rescale.shift), op.rescale, y_t)
 
 
 def requantize(acc: npt.ArrayLike, multiplier: npt.ArrayLike, shift: npt.ArrayLike) -> Int64Array:
@@ -131,78 +165,171 @@ def _centred(x: Value, tensor: ir.Tensor) -> Int64Array:
     return x.astype(np.int64) - tensor.zero_point
 
 
-def _rescale(acc: Int64Array, rescale: ir.Rescale, y: ir.Tensor) -> UInt8Array:
-    return _clamped(requantize(acc, rescale.multiplier, rescale.shift), rescale, y)
-
-
 def _clamped(value: Int64Array, rescale: ir.Rescale, y: ir.Tensor) -> UInt8Array:
     return np.clip(value + y.zero_point, rescale.low, rescale.high).astype(np.uint8)
 
 
-def _taps(x: Int64Array, window: ir.Window, y: ir.Tensor, fill: int) -> Iterator[tuple[int, int, Int64Array]]:
-    """For each tap of the window, in order: its row, its column, what all windows see there (N, H, W, C)."""
-    top, left, bottom, right = window.padding
-    height, width = y.shape[:2]
-    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
-    for row in range(window.kernel[0]):
-        for column in range(window.kernel[1]):
-            first_row, first_column = row * window.dilation[0], column * window.dilation[1]
-            yield (
-                row,
-                column,
-                padded[
-                    :,
-                    first_row : first_row + (height - 1) * window.stride[0] + 1 : window.stride[0],
-                    first_column : first_column + (width - 1) * window.stride[1] + 1 : window.stride[1],
-                ],
-            )
+def _broadcast(b: Value, b_t: ir.Tensor, a_t: ir.Tensor) -> Value:
+    """`b` with the shape of `a`; numpy's rule knows nothing of the batch in front."""
+    axes = (1,) * (len(a_t.shape) - len(b_t.shape))
+    return np.broadcast_to(b.reshape(len(b), *axes, *b_t.shape), (len(b), *a_t.shape))
 
 
-def _convolve(x: Int64Array, weight: Int64Array, bias: Int64Array, op: ir.Conv2d) -> Int64Array:
-    height, width = op.window.output_size(*x.shape[1:3])
-    y = ir.Tensor(name="y", dtype="uint8", shape=(height, width, len(weight)))
+# Windows
+
+
+def _taps(
+    x: Int64Array, window: ir.Window, y: ir.Tensor, fill: int
+) -> Iterator[tuple[tuple[int, ...], Int64Array]]:
+    """For each tap of the window, in order: its place, and what all windows see there (N, spatial..., C)."""
+    axes, size = len(window.kernel), y.shape[:-1]
+    around = [(window.padding[i], window.padding[axes + i]) for i in range(axes)]
+    padded = np.pad(x, ((0, 0), *around, (0, 0)), constant_values=fill)
+    for tap in np.ndindex(*window.kernel):
+        seen = [
+            slice(k * d, k * d + (n - 1) * step + 1, step)
+            for k, d, n, step in zip(tap, window.dilation, size, window.stride, strict=True)
+        ]
+        yield tap, padded[(slice(None), *seen)]
+
+
+def _convolve(
+    x: Int64Array, weight: Int64Array, bias: Int64Array, op: ir.Convolution, y: ir.Tensor
+) -> Int64Array:
     acc = np.zeros((len(x), *y.shape), np.int64) + bias
-    for row, column, seen in _taps(x, op.window, y, fill=0):
-        at_tap = weight[:, :, row, column]
-        acc += seen * at_tap[:, 0] if op.groups > 1 else seen @ at_tap.T
+    depthwise = op.groups == x.shape[-1] == len(weight)
+    inputs, outputs = x.shape[-1] // op.groups, len(weight) // op.groups
+    for tap, seen in _taps(x, op.window, y, fill=0):
+        place: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
+        at_tap = weight[place]
+        if depthwise:
+            acc += seen * at_tap[:, 0]
+            continue
+        for group in range(op.groups):
+            to = slice(group * outputs, (group + 1) * outputs)
+            acc[..., to] += seen[..., group * inputs : (group + 1) * inputs] @ at_tap[to].T
     return acc
+
+
+def _convolve_transposed(
+    x: Int64Array, weight: Int64Array, bias: Int64Array, op: ir.TransposedConvolution, y: ir.Tensor
+) -> Int64Array:
+    window, axes, image = op.window, len(op.extra), x.shape[1:-1]
+    inputs, outputs = x.shape[-1] // op.groups, weight.shape[1]
+    whole = [
+        step * (n - 1) + span + e
+        for step, n, span, e in zip(window.stride, image, window.span, op.extra, strict=True)
+    ]
+    acc = np.zeros((len(x), *whole, y.shape[-1]), np.int64)
+    for tap in np.ndindex(*window.kernel):
+        reached = tuple(
+            slice(k * d, k * d + (n - 1) * step + 1, step)
+            for k, d, n, step in zip(tap, window.dilation, image, window.stride, strict=True)
+        )
+        for group in range(op.groups):
+            seen = slice(group * inputs, (group + 1) * inputs)
+            at_tap = weight[(seen, slice(None), *tap)]
+            to = slice(group * outputs, (group + 1) * outputs)
+            acc[(slice(None), *reached, to)] += x[..., seen] @ at_tap
+    inside = [slice(window.padding[i], window.padding[i] + y.shape[i]) for i in range(axes)]
+    result: Int64Array = acc[(slice(None), *inside)] + bias
+    return result
 
 
 def _window_sum(x: Int64Array, window: ir.Window, y: ir.Tensor) -> Int64Array:
     acc = np.zeros((len(x), *y.shape), np.int64)
-    for _, _, seen in _taps(x, window, y, fill=0):
+    for _, seen in _taps(x, window, y, fill=0):
         acc += seen
     return acc
 
 
 def _max_pool(x: Value, window: ir.Window, y: ir.Tensor) -> UInt8Array:
     best = np.full((len(x), *y.shape), -1, np.int64)
-    for _, _, seen in _taps(x.astype(np.int64), window, y, fill=-1):
+    for _, seen in _taps(x.astype(np.int64), window, y, fill=-1):
         best = np.maximum(best, seen)
     return best.astype(np.uint8)
 
 
-def _add(a: Int64Array, b: Int64Array, rescale: ir.Rescale, y: ir.Tensor) -> UInt8Array:
+def _interpolate(x: Int64Array, along: ir.Interpolation, axis: int) -> Int64Array:
+    weight = np.array(along.fraction, np.int64).reshape(-1, *(1,) * (x.ndim - axis - 1))
+    first, second = (x.take(np.array(which), axis) for which in (along.first, along.second))
+    result: Int64Array = first * (2048 - weight) + second * weight
+    return result
+
+
+# One value, or one row, at a time
+
+
+def _add(a: Int64Array, b: Int64Array, rescale: ir.Rescale) -> Int64Array:
     ma, mb = (int(m) for m in rescale.multiplier)
     shift = int(rescale.shift[0])
-    return _clamped((a * ma + b * mb + (1 << (shift - 1))) >> shift, rescale, y)
+    return (a * ma + b * mb + (1 << (shift - 1))) >> shift
 
 
-def _bind(plan: ir.Plan, inputs: Mapping[str, Float32Array]) -> dict[int, Float32Array]:
+def _softmax(x: UInt8Array, kept: npt.NDArray[np.bool_] | None, op: ir.Softmax) -> Int64Array:
+    keep = np.ones(x.shape, np.bool_) if kept is None else kept
+    q = x.astype(np.int64)
+    top = np.where(keep, q, 0).max(axis=-1, keepdims=True)
+    e = np.where(keep, np.array(op.table, np.int64)[np.where(keep, top - q, 0)], 0)
+    total = e.sum(axis=-1, keepdims=True)
+    multiplier, shift = int(op.rescale.multiplier[0]), int(op.rescale.shift[0])
+    r = np.minimum((multiplier << 16) // np.maximum(total, 1), (1 << 31) - 1)
+    return requantize(e, r, shift)  # where nothing is kept, each e is 0
+
+
+def _layer_norm(c: Int64Array, op: ir.LayerNorm) -> Int64Array:
+    n, shift = c.shape[-1], int(op.rescale.shift[0])
+    total = c.sum(axis=-1, keepdims=True)
+    spread = n * (c * c).sum(axis=-1, keepdims=True) - total * total + op.epsilon
+    bits = np.frexp(spread.astype(np.float64))[1].astype(np.int64)  # exact: spread is below 2^53
+    k = (62 - bits) & ~1
+    root = _square_root(spread << k)
+    r = np.minimum((1 << 61) // root, (1 << 31) - 1)
+    normalized = requantize(n * c - total, r, 46 - k // 2)
+    gain, offset = np.array(op.gain, np.int64), np.array(op.offset, np.int64)
+    return (normalized * gain + offset + (1 << (shift - 1))) >> shift
+
+
+def _square_root(value: Int64Array) -> Int64Array:
+    """Whole part of the square root of values below 2^62."""
+    root = np.sqrt(value.astype(np.float64)).astype(np.int64)
+    root -= root * root > value
+    return root + ((root + 1) * (root + 1) <= value)
+
+
+def _stretches(op: ir.Slice, y: ir.Tensor) -> list[slice]:
+    return [
+        slice(start, start + (n - 1) * step + 1, step)
+        for start, n, step in zip(op.starts, y.shape, op.steps, strict=True)
+    ]
+
+
+# Borders
+
+
+def _checked_indices(x: Int64Array, x_t: ir.Tensor, rows: int) -> Int64Array:
+    wrong = (x < 0) | (x >= rows)
+    if wrong.any():
+        raise ValueError(f"input {x_t.name!r} holds the index {x[wrong][0]}; 0 to {rows - 1} are allowed")
+    return x
+
+
+def _bind(plan: ir.Plan, inputs: Mapping[str, Value]) -> dict[int, Value]:
     """Checks the caller's arrays; tensor number to array."""
     wanted = {plan.tensors[t].name: t for t in plan.inputs}
-    bound: dict[int, Float32Array] = {}
+    bound: dict[int, Value] = {}
     samples: int | None = None
     for name, number in wanted.items():
         if name not in inputs:
             raise ValueError(f"input {name!r} is missing")
-        array, shape = np.asarray(inputs[name]), plan.tensors[number].shape
-        if array.dtype != np.float32:
-            raise ValueError(f"input {name!r} is {array.dtype}, a float32 array is needed")
+        array, tensor = np.asarray(inputs[name]), plan.tensors[number]
+        if array.dtype != np.dtype(tensor.dtype):
+            article = "an" if tensor.dtype == "int64" else "a"
+            raise ValueError(f"input {name!r} is {array.dtype}, {article} {tensor.dtype} array is needed")
         if array.ndim and samples is None:
             samples = len(array)
-        if array.shape != (samples, *shape) or samples == 0:
-            needed = ", ".join(str(d) for d in ("N", *shape))
+        if array.shape != (samples, *tensor.shape) or samples == 0:
+            needed = ", ".join(str(d) for d in ("N", *tensor.shape))
             raise ValueError(f"input {name!r} has shape {array.shape}, ({needed}) with one N >= 1 is needed")
         bound[number] = array
     for name in inputs:
@@ -211,18 +338,22 @@ def _bind(plan: ir.Plan, inputs: Mapping[str, Float32Array]) -> dict[int, Float3
     return bound
 
 
+# Weights
+
+
 def check_weights(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array, Int64Array]]:
     """Holds a plan to its rules, and its weights to theirs: none is -128, no accumulator can leave 32 bits.
 
-    An accumulator is bounded by the sum of its |weights| times 255, plus its |bias| after the zero point of
-    the input is folded in.
+    An accumulator of a convolution is bounded by the sum of its |weights| times 255, plus its |bias| after
+    the zero point of the input is folded in; that of a transposed one by the weights that can meet at one
+    output, and its |bias|.
 
     Returns:
-        Weight and bias of every operator that has them, by its number: (O, I, kernel height, kernel width) or
-        (O, I), and (O,).
+        Weight and bias of every operator that has them, by its number: the weight in the shape that
+        program.py gives it, (rows, C) for an Embedding; the bias (O,), zeros where there is none.
 
     Raises:
-        PlanError: A rule is broken; the message names the tensor, or the operator and output channel.
+        PlanError: A rule is broken; the message names the tensor, or the operator and row.
     """
     ir.check(plan)
     data = memoryview(weights).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
@@ -230,24 +361,72 @@ def check_weights(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array,
         raise PlanError(f"the weights have {len(data)} bytes, the plan was made for {plan.weights_bytes}")
     found: dict[int, tuple[Int64Array, Int64Array]] = {}
     for i, op in enumerate(plan.ops):
-        if not isinstance(op, ir.Conv2d | ir.FullyConnected):
+        if not isinstance(op, ir.Convolution | ir.FullyConnected | ir.Embedding | ir.TransposedConvolution):
             continue
         where = f"operator {i} ({type(op).__name__})"
-        x_t, outputs = plan.tensors[op.x], plan.tensors[op.y].shape[-1]
+        inputs, outputs = plan.tensors[op.x].shape[-1], plan.tensors[op.y].shape[-1]
         at = plan.ranges[op.weight]
-        weight = np.frombuffer(data[at.offset : at.offset + at.size], np.int8).astype(np.int64)
+        stored = data[at.offset : at.offset + at.size]
         bias = np.zeros(outputs, np.int64)
+        match op:
+            case ir.Embedding():
+                found[i] = _int8_rows(stored, at.size // outputs, where), bias
+                continue
+            case ir.TransposedConvolution():
+                rows, shape = inputs, (outputs // op.groups, *op.window.kernel)
+            case ir.FullyConnected():
+                rows, shape = outputs, (inputs,)
+            case ir.Convolution():
+                rows, shape = outputs, (inputs // op.groups, *op.window.kernel)
+        if op.weight_bits == 4:
+            weight = _int4_rows(stored, rows, math.prod(shape), where)
+        else:
+            weight = _int8_rows(stored, rows, where)
         if op.bias is not None:
             at = plan.ranges[op.bias]
             bias = np.frombuffer(data[at.offset : at.offset + at.size], "<i4").astype(np.int64)
-        rows = weight.reshape(outputs, -1)
-        if (rows < -127).any():
-            channel = int(np.argmax((rows < -127).any(axis=1)))
-            raise PlanError(f"{where}: output channel {channel} has the weight -128; they lie in -127..127")
-        bound = np.abs(rows).sum(axis=1) * 255 + np.abs(bias - x_t.zero_point * rows.sum(axis=1))
+        weight = weight.reshape(rows, *shape)
+        if isinstance(op, ir.TransposedConvolution):
+            bound = 255 * _most_that_meets(weight, op) + np.abs(bias)
+        else:
+            flat = weight.reshape(rows, -1)
+            folded = bias - plan.tensors[op.x].zero_point * flat.sum(axis=1)
+            bound = np.abs(flat).sum(axis=1) * 255 + np.abs(folded)
         if (bound > MAX_ACCUMULATOR).any():
             channel = int(np.argmax(bound > MAX_ACCUMULATOR))
             raise PlanError(f"{where}: output channel {channel} can reach {bound[channel]}, beyond 32 bits")
-        shape = op.window.kernel if isinstance(op, ir.Conv2d) else ()
-        found[i] = weight.reshape(outputs, -1, *shape), bias
+        found[i] = weight, bias
     return found
+
+
+def _int8_rows(stored: memoryview, rows: int, where: str) -> Int64Array:
+    weight = np.frombuffer(stored, np.int8).reshape(rows, -1)
+    lowest = (weight == -128).any(axis=1)
+    if lowest.any():
+        raise PlanError(f"{where}: row {int(np.argmax(lowest))} has the weight -128; they lie in -127..127")
+    return weight.astype(np.int64)
+
+
+def _int4_rows(stored: memoryview, rows: int, row: int, where: str) -> Int64Array:
+    pairs = np.frombuffer(stored, np.uint8).reshape(rows, -1)
+    halves = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(rows, -1).astype(np.int64)
+    if halves[:, row:].any():
+        raise PlanError(f"{where}: the unused half of a row's last byte is not 0")
+    weight = np.where(halves > 7, halves - 16, halves)[:, :row]
+    lowest = (weight == -8).any(axis=1)
+    if lowest.any():
+        raise PlanError(f"{where}: row {int(np.argmax(lowest))} has the weight -8; they lie in -7..7")
+    return weight
+
+
+def _most_that_meets(weight: Int64Array, op: ir.TransposedConvolution) -> Int64Array:
+    """For each output channel, the largest sum of |weights| whose taps fall on the same outputs."""
+    grouped = np.abs(weight).reshape(op.groups, -1, *weight.shape[1:]).sum(axis=1)
+    sums = grouped.reshape(-1, *op.window.kernel)  # (O, kernel...)
+    for axis, (size, step, dilation) in enumerate(
+        zip(op.window.kernel, op.window.stride, op.window.dilation, strict=True), start=1
+    ):
+        phases = np.arange(size) * dilation % step
+        sums = np.stack([sums.compress(phases == p, axis).sum(axis) for p in np.unique(phases)], axis)
+    result: Int64Array = sums.reshape(len(sums), -1).max(axis=1)
+    return result

@@ -56,9 +56,12 @@ std::string shape_wanted(const Tensor& tensor) {
   return text + ")";
 }
 
-bool is_float32(const Py_buffer& view) {
-  const std::string format = view.format == nullptr ? "B" : view.format;
-  return view.itemsize == 4 && (format == "f" || format == "=f" || format == "@f" || format == "<f");
+// Whether a buffer has the dtype of an input: float32, or int64, which C spells in two ways.
+bool has_dtype(const Py_buffer& view, DType dtype) {
+  std::string format = view.format == nullptr ? "B" : view.format;
+  if (format.size() == 2 && (format[0] == '=' || format[0] == '@' || format[0] == '<')) format.erase(0, 1);
+  if (dtype == DType::kInt64) return view.itemsize == 8 && (format == "l" || format == "q");
+  return view.itemsize == 4 && format == "f";
 }
 
 class BoundEngine {
@@ -91,12 +94,12 @@ class BoundEngine {
     const Plan& plan = engine_->plan();
     const size_t n_inputs = plan.inputs.size(), n_outputs = plan.outputs.size();
     View input_views[kMaxPorts], output_views[kMaxPorts];
-    const float* from[kMaxPorts];
+    const void* from[kMaxPorts];
     float* to[kMaxPorts];
     Py_ssize_t samples = -1;
     for (size_t i = 0; i < n_inputs; ++i) {
       take_input(inputs, i, input_views[i], samples);
-      from[i] = static_cast<const float*>(input_views[i]->buf);
+      from[i] = input_views[i]->buf;
     }
     if (nb::len(inputs) != n_inputs) refuse_unknown(inputs);
     nb::dict outputs;
@@ -123,23 +126,24 @@ class BoundEngine {
     const Plan& plan = engine_->plan();
     const Tensor& tensor = plan.tensors[plan.inputs[i]];
     const std::string where = "input '" + tensor.name + "'";
+    const size_t alignment = tensor.dtype == DType::kInt64 ? alignof(int64_t) : alignof(float);
     const nb::object found = nb::borrow(PyDict_GetItemWithError(inputs.ptr(), names_[i].ptr()));
     if (!found.is_valid()) {
       if (PyErr_Occurred()) throw nb::python_error();
       throw nb::value_error((where + " is missing").c_str());
     }
     if (!view.take(found, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) ||
-        reinterpret_cast<uintptr_t>(view->buf) % alignof(float) != 0) {
+        reinterpret_cast<uintptr_t>(view->buf) % alignment != 0) {
       view.release();
       nb::object copy;
       try {
         copy = array_(found, nb::arg("order") = "C");
       } catch (const nb::python_error&) {
-        refuse_type(where, found);
+        refuse_type(where, tensor.dtype, found);
       }
-      if (!view.take(copy, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) refuse_type(where, found);
+      if (!view.take(copy, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) refuse_type(where, tensor.dtype, found);
     }
-    if (!is_float32(*view)) refuse_type(where, found);
+    if (!has_dtype(*view, tensor.dtype)) refuse_type(where, tensor.dtype, found);
     const int rank = static_cast<int>(tensor.shape.size());
     bool same = view->ndim == rank + 1 && view->shape[0] >= 1;
     for (int d = 0; same && d < rank; ++d) same = view->shape[d + 1] == tensor.shape[static_cast<size_t>(d)];
@@ -151,11 +155,13 @@ class BoundEngine {
     }
   }
 
-  [[noreturn]] static void refuse_type(const std::string& where, nb::handle found) {
+  [[noreturn]] static void refuse_type(const std::string& where, DType wanted, nb::handle found) {
     const nb::object described =
         nb::hasattr(found, "dtype") ? nb::object(found.attr("dtype")) : nb::borrow(found.type());
+    const std::string needed = wanted == DType::kInt64 ? "an int64" : "a float32";
     throw nb::value_error(
-        (where + " is " + nb::cast<std::string>(nb::str(described)) + ", a float32 array is needed").c_str());
+        (where + " is " + nb::cast<std::string>(nb::str(described)) + ", " + needed + " array is needed")
+            .c_str());
   }
 
   [[noreturn]] void refuse_unknown(const nb::dict& inputs) const {

@@ -50,6 +50,8 @@ edgewright_status guarded(const Body& body) noexcept {
     return body();
   } catch (const PlanError& error) {
     return fail(EDGEWRIGHT_DAMAGED, "%s", error.what());
+  } catch (const InputError& error) {
+    return fail(EDGEWRIGHT_INVALID, "%s", error.what());
   } catch (const UnsupportedError& error) {
     return fail(EDGEWRIGHT_UNSUPPORTED, "%s", error.what());
   } catch (const std::bad_alloc&) {
@@ -113,7 +115,7 @@ edgewright_status describe(const edgewright_model* model, bool input, size_t ind
   *port = {};
   port->name = tensor.name.c_str();
   port->name_size = tensor.name.size();
-  port->dtype = EDGEWRIGHT_FLOAT32;
+  port->dtype = tensor.dtype == DType::kInt64 ? EDGEWRIGHT_INT64 : EDGEWRIGHT_FLOAT32;
   port->rank = tensor.shape.size();
   for (size_t d = 0; d < port->rank; ++d) port->shape[d] = tensor.shape[d];
   port->sample_bytes = static_cast<size_t>(tensor.size_bytes());
@@ -125,9 +127,10 @@ edgewright_status check_buffer(const char* what, size_t index, const Tensor& ten
   const char* name = tensor.name.c_str();
   const size_t sample = static_cast<size_t>(tensor.size_bytes());
   if (data == nullptr) return fail(EDGEWRIGHT_INVALID, "%s %zu '%s': its data is NULL", what, index, name);
-  if (reinterpret_cast<uintptr_t>(data) % alignof(float) != 0) {
+  const size_t alignment = tensor.dtype == DType::kInt64 ? alignof(int64_t) : alignof(float);
+  if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
     return fail(EDGEWRIGHT_INVALID, "%s %zu '%s': its data is not aligned to %zu bytes", what, index, name,
-                alignof(float));
+                alignment);
   }
   if (size % sample != 0 || size / sample != static_cast<uint64_t>(samples)) {
     return fail(EDGEWRIGHT_INVALID, "%s %zu '%s': %zu bytes, %lld samples of %zu are needed", what, index,
@@ -152,14 +155,14 @@ edgewright_status run(const Engine& engine, const edgewright_input* inputs, size
     return fail(EDGEWRIGHT_INVALID, "run: %lld samples, 1 at least is needed",
                 static_cast<long long>(samples));
   }
-  const float* from[kMaxPorts];
+  const void* from[kMaxPorts];
   float* to[kMaxPorts];
   for (size_t i = 0; i < input_count; ++i) {
     const edgewright_input& input = inputs[i];
     const Tensor& tensor = plan.tensors[plan.inputs[i]];
     const edgewright_status good = check_buffer("input", i, tensor, input.data, input.size_bytes, samples);
     if (good != EDGEWRIGHT_OK) return good;
-    from[i] = static_cast<const float*>(input.data);
+    from[i] = input.data;
   }
   for (size_t i = 0; i < output_count; ++i) {
     const edgewright_output& output = outputs[i];

@@ -13,6 +13,9 @@ constexpr size_t kMaxRank = 6, kMaxNameBytes = 255;
 constexpr int64_t kMaxDim = 1 << 20, kMaxElements = 1 << 28, kMaxWindow = 4096;
 constexpr uint64_t kMaxArenaBytes = uint64_t{1} << 31, kArenaAlignment = 64;
 constexpr int64_t kMaxAveraged = 2147483647 / 255;  // their sum fits 32 bits
+constexpr int64_t kMaxMatMulTerms = 2147483647 / (255 * 255), kMaxSoftmax = 1 << 16, kMaxLayerNorm = 1 << 15;
+constexpr int64_t kMaxEpsilon = int64_t{1} << 46, kMaxOffset = int64_t{1} << 55;
+constexpr int32_t kOne = 1 << 16, kFull = 1 << 11;  // in Softmax's table; the weight of one input in Resize
 
 [[noreturn]] void refuse(const std::string& what) { throw PlanError(what); }
 
@@ -35,9 +38,9 @@ void check_tensor(const Plan& plan, const Tensor& tensor) {
     if (elements > kMaxElements) refuse(where + "more than " + std::to_string(kMaxElements) + " elements");
   }
   if (tensor.name.empty() || tensor.name.size() > kMaxNameBytes) refuse(where + "a name has 1 to 255 bytes");
-  if (tensor.dtype == DType::kFloat32) {
+  if (tensor.dtype != DType::kUInt8) {
     if (tensor.scale != 0.0f || tensor.zero_point != 0 || tensor.offset != 0) {
-      refuse(where + "float32 has no scale, zero point or place in the arena");
+      refuse(where + name_of(tensor.dtype) + " has no scale, zero point or place in the arena");
     }
     return;
   }
@@ -86,63 +89,253 @@ bool has_size(const ByteRange& range, int64_t outputs, int64_t terms) {
   return range.size % rows == 0 && range.size / rows == static_cast<uint64_t>(terms);
 }
 
-void check_weights(const Plan& plan, const Op& op, int64_t outputs, int64_t terms) {
-  const auto check_range = [&](int32_t number, int64_t bytes_per_output) {
-    if (number < 0 || static_cast<size_t>(number) >= plan.ranges.size()) {
-      refuse("there is no range " + std::to_string(number));
-    }
-    if (!has_size(plan.ranges[number], outputs, bytes_per_output)) {
+const ByteRange& range_of(const Plan& plan, int32_t number) {
+  if (number < 0 || static_cast<size_t>(number) >= plan.ranges.size()) {
+    refuse("there is no range " + std::to_string(number));
+  }
+  return plan.ranges[number];
+}
+
+// `rows` rows of `row` weights, and what there is one of per output.
+void check_weights(const Plan& plan, const Op& op, int64_t outputs, int64_t rows, int64_t row) {
+  if (op.weight_bits != 4 && op.weight_bits != 8) {
+    refuse("weights of " + std::to_string(op.weight_bits) + " bits; 8 and 4 are defined");
+  }
+  const auto check_range = [&](int32_t number, int64_t times, int64_t bytes) {
+    if (!has_size(range_of(plan, number), times, bytes)) {
       refuse("range " + std::to_string(number) + " has " + std::to_string(plan.ranges[number].size) +
-             " bytes, " + std::to_string(outputs) + " times " + std::to_string(bytes_per_output) +
-             " are needed");
+             " bytes, " + std::to_string(times) + " times " + std::to_string(bytes) + " are needed");
     }
   };
-  check_range(op.weight, terms);
-  if (op.bias != -1) check_range(op.bias, 4);
+  check_range(op.weight, rows, op.weight_bits == 8 ? row : (row + 1) / 2);
+  if (op.bias != -1) check_range(op.bias, outputs, 4);
   check_rescale(op.rescale, outputs);
+}
+
+void check_groups(int64_t groups, int64_t channels, int64_t outputs) {
+  if (groups < 1 || channels % groups != 0 || outputs % groups != 0) {
+    refuse(std::to_string(groups) + " groups do not divide " + std::to_string(channels) +
+           " channels in and " + std::to_string(outputs) + " out");
+  }
+}
+
+int64_t span(const Window& window, int axis) { return window.dilation[axis] * (window.kernel[axis] - 1) + 1; }
+
+int64_t taps(const Window& window) {
+  int64_t product = 1;
+  for (int axis = 0; axis < window.axes; ++axis) product *= window.kernel[axis];
+  return product;
+}
+
+// The window's own numbers, and the ranks of what it slides over.
+void check_image(const Window& window, const Tensor& x, const Tensor& y) {
+  const size_t rank = static_cast<size_t>(window.axes) + 1;
+  if (x.shape.size() != rank || y.shape.size() != rank) {
+    refuse("takes and gives " + std::to_string(window.axes) + " spatial axes and channels");
+  }
+  const auto within = [](int64_t value, int64_t low) { return value >= low && value <= kMaxWindow; };
+  for (int axis = 0; axis < window.axes; ++axis) {
+    if (!within(window.kernel[axis], 1) || !within(window.stride[axis], 1) ||
+        !within(window.dilation[axis], 1) || !within(window.before[axis], 0) ||
+        !within(window.after[axis], 0)) {
+      refuse("its window is out of bounds (1 to 4096; padding 0 to 4096)");
+    }
+  }
 }
 
 void check_window(const Plan& plan, const Op& op, const Tensor& x, const Tensor& y) {
   const Window& window = op.window;
-  if (x.shape.size() != 3 || y.shape.size() != 3) refuse("takes and gives (H, W, C)");
-  const auto within = [](int64_t value, int64_t low) { return value >= low && value <= kMaxWindow; };
-  for (int axis = 0; axis < 2; ++axis) {
-    if (!within(window.kernel[axis], 1) || !within(window.stride[axis], 1) ||
-        !within(window.dilation[axis], 1) || !within(window.padding[axis], 0) ||
-        !within(window.padding[axis + 2], 0)) {
-      refuse("its window is out of bounds (1 to 4096; padding 0 to 4096)");
-    }
-  }
-  const std::string input = std::to_string(x.shape[0]) + " x " + std::to_string(x.shape[1]);
-  int64_t size[2];
-  for (int axis = 0; axis < 2; ++axis) {
-    const int64_t span = window.dilation[axis] * (window.kernel[axis] - 1) + 1;
-    if (op.kind != Kind::kConv2d) {
+  check_image(window, x, y);
+  const std::string input = listed(x.shape);
+  std::vector<int64_t> size;
+  for (int axis = 0; axis < window.axes; ++axis) {
+    if (op.kind != Kind::kConvolution) {
       // Each window of a pool must hold a real value; a convolution may look at padding alone.
-      if (window.padding[axis] >= span || window.padding[axis + 2] >= span) {
+      if (window.before[axis] >= span(window, axis) || window.after[axis] >= span(window, axis)) {
         refuse("its padding is as large as its window");
       }
       if (window.dilation[axis] > x.shape[axis]) refuse("its dilation is larger than " + input);
     }
-    size[axis] = output_size(window, axis, x.shape[axis]);
-    if (size[axis] < 1) refuse("its window does not fit into " + input);
+    size.push_back(output_size(window, axis, x.shape[axis]));
+    if (size.back() < 1) refuse("its window does not fit into " + input);
   }
-  const int64_t channels = x.shape[2];
-  if (op.kind == Kind::kConv2d) {
-    same_shape(y, {size[0], size[1], y.shape[2]});
-    if (op.groups != 1 && !(op.groups == channels && op.groups == y.shape[2])) {
-      refuse("groups " + std::to_string(op.groups) + "; only 1 and depthwise are defined");
-    }
-    check_weights(plan, op, y.shape[2], channels / op.groups * window.kernel[0] * window.kernel[1]);
+  const int64_t channels = x.shape.back(), outputs = y.shape.back();
+  if (op.kind == Kind::kConvolution) {
+    size.push_back(outputs);
+    same_shape(y, size);
+    check_groups(op.groups, channels, outputs);
+    check_weights(plan, op, outputs, outputs, channels / op.groups * taps(window));
     return;
   }
-  same_shape(y, {size[0], size[1], channels});
+  size.push_back(channels);
+  same_shape(y, size);
   if (op.kind == Kind::kMaxPool) {
     same_grid(x, y);
     return;
   }
-  if (window.kernel[0] * window.kernel[1] > kMaxAveraged) {
-    refuse("averages more than " + std::to_string(kMaxAveraged) + " values");
+  if (taps(window) > kMaxAveraged) refuse("averages more than " + std::to_string(kMaxAveraged) + " values");
+  check_rescale(op.rescale, 1);
+}
+
+void check_transposed(const Plan& plan, const Op& op, const Tensor& x, const Tensor& y) {
+  const Window& window = op.window;
+  check_image(window, x, y);
+  std::vector<int64_t> size;
+  for (int axis = 0; axis < window.axes; ++axis) {
+    if (op.extra[axis] < 0 || op.extra[axis] >= std::max(window.stride[axis], window.dilation[axis])) {
+      refuse("its extra is not below its stride or dilation");
+    }
+    size.push_back(window.stride[axis] * (x.shape[axis] - 1) + op.extra[axis] + span(window, axis) -
+                   window.before[axis] - window.after[axis]);
+    if (size.back() < 1) refuse("its padding takes all of its result");
+  }
+  const int64_t channels = x.shape.back(), outputs = y.shape.back();
+  size.push_back(outputs);
+  same_shape(y, size);
+  check_groups(op.groups, channels, outputs);
+  check_weights(plan, op, outputs, channels, outputs / op.groups * taps(window));
+}
+
+void check_order(const std::vector<int32_t>& order, const Tensor& x, const Tensor& y) {
+  std::vector<int32_t> sorted = order;
+  std::sort(sorted.begin(), sorted.end());
+  bool good = order.size() == x.shape.size();
+  for (size_t i = 0; good && i < sorted.size(); ++i) good = sorted[i] == static_cast<int32_t>(i);
+  if (!good) refuse("its order is not one of " + std::to_string(x.shape.size()) + " axes");
+  std::vector<int64_t> moved;
+  for (const int32_t axis : order) moved.push_back(x.shape[axis]);
+  same_shape(y, moved);
+}
+
+// numpy's rule, where the result has the shape of `a`.
+void check_broadcast(const Tensor& b, const Tensor& a) {
+  bool good = b.shape.size() <= a.shape.size();
+  for (size_t i = 1; good && i <= b.shape.size(); ++i) {
+    const int64_t size = b.shape[b.shape.size() - i];
+    good = size == 1 || size == a.shape[a.shape.size() - i];
+  }
+  if (!good) {
+    refuse(quoted(b) + " of shape " + listed(b.shape) + " does not broadcast to " + listed(a.shape));
+  }
+}
+
+void check_matmul(const Op& op, const Tensor& a, const Tensor& b, const Tensor& y) {
+  const size_t rank = a.shape.size();
+  if (rank < 2 || b.shape.size() != rank) {
+    refuse("takes two tensors of the same rank, 2 or more, not " + listed(a.shape) + " and " +
+           listed(b.shape));
+  }
+  const int64_t terms = a.shape[rank - 1], columns = b.shape[op.transpose_b ? rank - 2 : rank - 1];
+  std::vector<int64_t> shape = a.shape;
+  shape[rank - 2] = op.transpose_b ? columns : terms;
+  shape[rank - 1] = op.transpose_b ? terms : columns;
+  same_shape(b, shape);
+  shape = a.shape;
+  shape[rank - 1] = columns;
+  same_shape(y, shape);
+  if (terms > kMaxMatMulTerms) {
+    refuse("sums " + std::to_string(terms) + " products, at most " + std::to_string(kMaxMatMulTerms) +
+           " fit 32 bits");
+  }
+  check_rescale(op.rescale, 1);
+}
+
+void check_softmax(const Plan& plan, const Op& op, const Tensor& x, const Tensor& y) {
+  if (op.reads.size() > 1) check_broadcast(plan.tensors[op.reads[1]], x);
+  same_shape(y, x.shape);
+  if (x.shape.back() > kMaxSoftmax) {
+    refuse("its rows have " + std::to_string(x.shape.back()) + " values, at most " +
+           std::to_string(kMaxSoftmax) + " are allowed");
+  }
+  if (op.table.front() != kOne || op.table.back() < 0 ||
+      !std::is_sorted(op.table.rbegin(), op.table.rend())) {
+    refuse("its table has 256 values that start with 65536 and never grow or go below 0");
+  }
+  check_rescale(op.rescale, 1);
+}
+
+void check_layer_norm(const Op& op, const Tensor& x, const Tensor& y) {
+  same_shape(y, x.shape);
+  const int64_t values = x.shape.back();
+  if (values > kMaxLayerNorm) {
+    refuse("its rows have " + std::to_string(values) + " values, at most " + std::to_string(kMaxLayerNorm) +
+           " are allowed");
+  }
+  if (static_cast<int64_t>(op.gain.size()) != values) {
+    refuse("needs " + std::to_string(values) + " gains and offsets, has " + std::to_string(op.gain.size()));
+  }
+  for (const int64_t offset : op.offset) {
+    if (offset <= -kMaxOffset || offset >= kMaxOffset) refuse("an offset is beyond 55 bits");
+  }
+  if (op.epsilon < 1 || op.epsilon > kMaxEpsilon) {
+    refuse("epsilon " + std::to_string(op.epsilon) + " is not in 1.." + std::to_string(kMaxEpsilon));
+  }
+  check_rescale(op.rescale, 1);
+  if (op.rescale.multiplier[0] != 1) refuse("its multiplier is not 1");
+}
+
+void check_concat(const Plan& plan, const Op& op, const Tensor& y) {
+  if (op.axis < 0 || static_cast<size_t>(op.axis) >= y.shape.size()) {
+    refuse("there is no axis " + std::to_string(op.axis));
+  }
+  int64_t total = 0;  // at most 2^20 for each of the file's 2^22 words
+  for (const int32_t number : op.reads) {
+    const Tensor& part = plan.tensors[number];
+    if (part.shape.size() != y.shape.size()) refuse(quoted(part) + " and " + quoted(y) + " differ in rank");
+    std::vector<int64_t> shape = y.shape;
+    shape[op.axis] = part.shape[op.axis];
+    same_shape(part, shape);
+    same_grid(part, y);
+    total += part.shape[op.axis];
+  }
+  if (total != y.shape[op.axis]) {
+    refuse("its inputs have " + std::to_string(total) + " along axis " + std::to_string(op.axis) + ", " +
+           quoted(y) + " has " + std::to_string(y.shape[op.axis]));
+  }
+}
+
+void check_slice(const Op& op, const Tensor& x, const Tensor& y) {
+  const size_t rank = x.shape.size();
+  if (y.shape.size() != rank || op.starts.size() != rank) {
+    refuse("needs a start, a step and a size for each of " + std::to_string(rank) + " axes");
+  }
+  for (size_t i = 0; i < rank; ++i) {
+    if (op.starts[i] < 0 || op.steps[i] < 1 || op.starts[i] + (y.shape[i] - 1) * op.steps[i] >= x.shape[i]) {
+      refuse(std::to_string(y.shape[i]) + " values from " + std::to_string(op.starts[i]) + " in steps of " +
+             std::to_string(op.steps[i]) + " do not lie in " + std::to_string(x.shape[i]));
+    }
+  }
+  same_grid(x, y);
+}
+
+void check_interpolation(const Interpolation& along, int64_t size) {
+  for (const auto* which : {&along.first, &along.second}) {
+    for (const int32_t index : *which) {
+      if (index < 0 || index >= size) refuse("it looks outside 0.." + std::to_string(size - 1));
+    }
+  }
+  for (const int32_t fraction : along.fraction) {
+    if (fraction < 0 || fraction > kFull) refuse("a fraction is not in 0..2048");
+  }
+}
+
+void check_resize(const Op& op, const Tensor& x, const Tensor& y) {
+  if (x.shape.size() != 3) refuse("takes and gives (H, W, C)");
+  same_shape(y, {static_cast<int64_t>(op.rows.first.size()), static_cast<int64_t>(op.columns.first.size()),
+                 x.shape[2]});
+  check_interpolation(op.rows, x.shape[0]);
+  check_interpolation(op.columns, x.shape[1]);
+  check_rescale(op.rescale, 1);
+}
+
+void check_embedding(const Plan& plan, const Op& op, const Tensor& x, const Tensor& y) {
+  std::vector<int64_t> shape = x.shape;
+  shape.push_back(y.shape.back());
+  same_shape(y, shape);
+  const uint64_t size = range_of(plan, op.weight).size;
+  if (size == 0 || size % static_cast<uint64_t>(y.shape.back()) != 0) {
+    refuse("range " + std::to_string(op.weight) + " has " + std::to_string(size) +
+           " bytes, no number of rows of " + std::to_string(y.shape.back()));
   }
   check_rescale(op.rescale, 1);
 }
@@ -151,69 +344,96 @@ bool listed_in(const std::vector<uint32_t>& ports, int32_t number) {
   return std::find(ports.begin(), ports.end(), static_cast<uint32_t>(number)) != ports.end();
 }
 
-void check_op(const Plan& plan, const Op& op) {
-  std::vector<int32_t> reads = {op.x};
-  if (op.kind == Kind::kAdd) reads.push_back(op.b);
-  for (const int32_t number : {op.x, reads.back(), op.y}) {
+// That every tensor is there, of the right dtype, at the border where it belongs, and apart from the result.
+void check_tensors(const Plan& plan, const Op& op) {
+  if (op.reads.empty()) refuse("reads nothing");
+  const auto check_number = [&](int32_t number) {
     if (number < 0 || static_cast<size_t>(number) >= plan.tensors.size()) {
       refuse("there is no tensor " + std::to_string(number));
     }
-  }
-  const Tensor &x = plan.tensors[op.x], &y = plan.tensors[op.y];
-  const bool takes_float = op.kind == Kind::kQuantize, gives_float = op.kind == Kind::kDequantize;
-  for (const int32_t number : reads) {
-    const bool is_float = plan.tensors[number].dtype == DType::kFloat32;
-    if (is_float != takes_float || (y.dtype == DType::kFloat32) != gives_float) {
-      refuse(std::string("takes ") + (takes_float ? "float32" : "uint8") + " and gives " +
-             (gives_float ? "float32" : "uint8"));
+  };
+  for (const int32_t number : op.reads) check_number(number);
+  check_number(op.y);
+  const Tensor& y = plan.tensors[op.y];
+  const DType takes = op.kind == Kind::kQuantize    ? DType::kFloat32
+                      : op.kind == Kind::kEmbedding ? DType::kInt64
+                                                    : DType::kUInt8;
+  const DType gives = op.kind == Kind::kDequantize ? DType::kFloat32 : DType::kUInt8;
+  for (const int32_t number : op.reads) {
+    if (plan.tensors[number].dtype != takes || y.dtype != gives) {
+      refuse(std::string("takes ") + name_of(takes) + " and gives " + name_of(gives));
     }
   }
-  if (listed_in(plan.inputs, op.y) || (takes_float && !listed_in(plan.inputs, op.x)) ||
-      (gives_float && !listed_in(plan.outputs, op.y))) {
-    refuse("a float32 tensor is an input that is read or an output that is written, no other");
+  if (listed_in(plan.inputs, op.y) || (takes != DType::kUInt8 && !listed_in(plan.inputs, op.x())) ||
+      (gives != DType::kUInt8 && !listed_in(plan.outputs, op.y))) {
+    refuse("a tensor at the border is an input that is read or an output that is written, no other");
   }
-  if (!takes_float && !gives_float) {
-    for (const int32_t number : reads) {
-      const Tensor& t = plan.tensors[number];
-      if (t.offset < y.offset + y.size_bytes() && y.offset < t.offset + t.size_bytes()) {
-        refuse(quoted(t) + " and " + quoted(y) + " overlap in the arena");
-      }
+  if (takes != DType::kUInt8 || gives != DType::kUInt8) return;
+  for (const int32_t number : op.reads) {
+    const Tensor& t = plan.tensors[number];
+    if (op.kind == Kind::kReshape && t.offset == y.offset) continue;
+    if (t.offset < y.offset + y.size_bytes() && y.offset < t.offset + t.size_bytes()) {
+      refuse(quoted(t) + " and " + quoted(y) + " overlap in the arena");
     }
   }
+}
+
+void check_op(const Plan& plan, const Op& op) {
+  check_tensors(plan, op);
+  const Tensor &x = plan.tensors[op.x()], &second = plan.tensors[op.reads.back()];
+  const Tensor& y = plan.tensors[op.y];
   switch (op.kind) {
     case Kind::kQuantize:
-    case Kind::kDequantize: {
-      std::vector<int64_t> moved = x.shape;
-      if (moved.size() == 3) {
-        const auto first = moved.begin() + (takes_float ? 1 : 2);
-        std::rotate(moved.begin(), first, moved.end());
+    case Kind::kDequantize:
+      return check_order(op.order, x, y);
+    case Kind::kTranspose:
+      check_order(op.order, x, y);
+      return same_grid(x, y);
+    case Kind::kReshape:
+      if (x.elements() != y.elements()) {
+        refuse(std::to_string(x.elements()) + " elements cannot become " + std::to_string(y.elements()));
       }
-      same_shape(y, moved);
-      return;
-    }
-    case Kind::kFlatten:
-      same_shape(y, {x.elements()});
-      same_grid(x, y);
-      return;
+      return same_grid(x, y);
     case Kind::kAdd:
-      same_shape(plan.tensors[op.b], x.shape);
+    case Kind::kMultiply:
+      check_broadcast(second, x);
       same_shape(y, x.shape);
-      check_rescale(op.rescale, 2);
-      if (op.rescale.shift[0] != op.rescale.shift[1]) refuse("its two shifts differ");
+      check_rescale(op.rescale, op.kind == Kind::kAdd ? 2 : 1);
+      if (op.kind == Kind::kAdd && op.rescale.shift[0] != op.rescale.shift[1]) {
+        refuse("its two shifts differ");
+      }
       return;
     case Kind::kRequantize:
       same_shape(y, x.shape);
-      check_rescale(op.rescale, 1);
-      return;
-    case Kind::kFullyConnected:
-      if (x.shape.size() != 1 || y.shape.size() != 1) refuse("takes and gives one dimension");
-      check_weights(plan, op, y.shape[0], x.shape[0]);
-      return;
-    case Kind::kConv2d:
+      return check_rescale(op.rescale, 1);
+    case Kind::kLookup:
+      return same_shape(y, x.shape);
+    case Kind::kFullyConnected: {
+      std::vector<int64_t> shape = x.shape;
+      const int64_t outputs = shape.back() = y.shape.back();
+      same_shape(y, shape);
+      return check_weights(plan, op, outputs, outputs, x.shape.back());
+    }
+    case Kind::kConvolution:
     case Kind::kMaxPool:
     case Kind::kAveragePool:
-      check_window(plan, op, x, y);
-      return;
+      return check_window(plan, op, x, y);
+    case Kind::kTransposedConvolution:
+      return check_transposed(plan, op, x, y);
+    case Kind::kMatMul:
+      return check_matmul(op, x, second, y);
+    case Kind::kSoftmax:
+      return check_softmax(plan, op, x, y);
+    case Kind::kLayerNorm:
+      return check_layer_norm(op, x, y);
+    case Kind::kConcat:
+      return check_concat(plan, op, y);
+    case Kind::kSlice:
+      return check_slice(op, x, y);
+    case Kind::kResize:
+      return check_resize(op, x, y);
+    case Kind::kEmbedding:
+      return check_embedding(plan, op, x, y);
   }
 }
 
@@ -224,14 +444,14 @@ class Arena {
 
   bool holds(int32_t number) const {
     const Tensor& tensor = plan_.tensors[number];
-    if (tensor.dtype == DType::kFloat32) return true;
+    if (tensor.dtype != DType::kUInt8) return true;
     const auto found = at_.find(tensor.offset);
     return found != at_.end() && found->second == number;
   }
 
   void write(int32_t number) {
     const Tensor& tensor = plan_.tensors[number];
-    if (tensor.dtype == DType::kFloat32) return;
+    if (tensor.dtype != DType::kUInt8) return;
     auto first = at_.lower_bound(tensor.offset);
     if (first != at_.begin()) {
       const Tensor& before = plan_.tensors[std::prev(first)->second];
@@ -249,8 +469,7 @@ class Arena {
 }  // namespace
 
 int64_t output_size(const Window& window, int axis, int64_t size) {
-  const int64_t span = window.dilation[axis] * (window.kernel[axis] - 1) + 1;
-  const int64_t room = size + window.padding[axis] + window.padding[axis + 2] - span;
+  const int64_t room = size + window.before[axis] + window.after[axis] - span(window, axis);
   return room < 0 ? 0 : room / window.stride[axis] + 1;
 }
 
@@ -272,9 +491,13 @@ void check(const Plan& plan) {
     }
   }
   for (const auto* ports : {&plan.inputs, &plan.outputs}) {
+    const bool in = ports == &plan.inputs;
     for (const uint32_t port : *ports) {
-      if (port >= plan.tensors.size() || plan.tensors[port].dtype != DType::kFloat32) {
-        refuse("input or output " + std::to_string(port) + " is not a float32 tensor");
+      const bool there = port < plan.tensors.size();
+      if (!there || plan.tensors[port].dtype == DType::kUInt8 ||
+          (!in && plan.tensors[port].dtype != DType::kFloat32)) {
+        refuse((in ? "input " : "output ") + std::to_string(port) + " is not a float32" +
+               (in ? " or int64" : "") + " tensor");
       }
     }
     if (ports->empty()) refuse("no input or no output");
@@ -293,7 +516,7 @@ void check(const Plan& plan) {
     } catch (const PlanError& error) {
       refuse(where + error.what());
     }
-    for (const int32_t number : {op.x, op.kind == Kind::kAdd ? op.b : op.x}) {
+    for (const int32_t number : op.reads) {
       const Tensor& tensor = plan.tensors[number];
       if (!written[number]) refuse(where + "reads " + quoted(tensor) + " before it is written");
       if (!arena.holds(number)) refuse(where + "reads " + quoted(tensor) + " after it was overwritten");

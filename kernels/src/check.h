@@ -8,7 +8,7 @@ namespace edgewright {
 // Holds a plan to every rule of the format that does not need the weights. Throws PlanError.
 void check(const Plan& plan);
 
-// Height or width of what a window leaves, or 0 where it does not fit. `axis` is 0 for height, 1 for width.
+// Size along one spatial axis of what a window leaves, or 0 where it does not fit.
 int64_t output_size(const Window& window, int axis, int64_t size);
 
 }  // namespace edgewright

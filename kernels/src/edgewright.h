@@ -50,7 +50,10 @@ typedef enum edgewright_status {
   EDGEWRIGHT_NO_MEMORY = 5
 } edgewright_status;
 
-typedef enum edgewright_dtype { EDGEWRIGHT_FLOAT32 = 0 } edgewright_dtype;
+typedef enum edgewright_dtype {
+  EDGEWRIGHT_FLOAT32 = 0,
+  EDGEWRIGHT_INT64 = 1 /* inputs that hold indices, alone */
+} edgewright_dtype;
 
 /* A loaded model. It keeps a packed copy of the weights and no hold on files or on the caller's bytes. */
 typedef struct edgewright_model edgewright_model;

@@ -15,4 +15,9 @@ struct UnsupportedError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The caller's own mistake in the values of an input; ValueError in Python.
+struct InputError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 }  // namespace edgewright

@@ -56,6 +56,70 @@ struct ConvolutionKernel {
               int64_t begin, int64_t end);
 };
 
+// One matrix product of two activations: (rows, terms) times (terms, columns), or (columns, terms) where
+// `transposed`.
+struct Product {
+  int64_t rows, columns, terms;
+  bool transposed;
+  int32_t zero_point[2];
+  Scaling scaling;
+};
+
+struct ProductKernel {
+  size_t (*scratch_bytes)(const Product&);
+  void (*run)(const Product&, const uint8_t* a, const uint8_t* b, uint8_t* y, uint8_t* scratch);
+};
+
+struct Multiplication {
+  int32_t zero_point[2];
+  Scaling scaling;
+};
+
+// Softmax over rows of `count` values.
+struct Exponentials {
+  int64_t count;
+  const int32_t* table;  // 256 of them, not increasing
+  int32_t masked;        // the value of a mask that masks
+  Scaling scaling;
+};
+
+// LayerNorm over rows of `count` values.
+struct Normalization {
+  int64_t count;
+  const int32_t* gain;
+  const int64_t* offset;
+  int64_t epsilon;
+  int32_t zero_point;
+  Scaling scaling;
+};
+
+// Outputs along one axis: inputs first[o] and second[o] with weights 2048 - fraction[o] and fraction[o].
+struct Blend {
+  int64_t in, out;
+  const int32_t *first, *second, *fraction;
+};
+
+struct Resizing {
+  Blend axes[2];  // height, width
+  int64_t channels;
+  int32_t zero_point;
+  Scaling scaling;
+};
+
+// The depth of a window that slides over a volume, one image after another.
+struct Depth {
+  int64_t in, out, kernel, stride, dilation, before;
+};
+
+// A transposed convolution, over a volume or, with a depth of 1, an image.
+struct Spreading {
+  int64_t in[3], out[3], kernel[3], stride[3], dilation[3], before[3];
+  int64_t in_channels, out_channels, groups;
+  int32_t zero_point;
+  const int32_t* bias;
+  Scaling scaling;
+};
+
 struct Kernels {
   const char* name;
   ConvolutionKernel dense;      // groups = 1; a fully connected layer is one pixel of it
@@ -65,6 +129,17 @@ struct Kernels {
   void (*max_pool)(const Sliding&, const uint8_t* x, uint8_t* y);
   void (*average_pool)(const Sliding&, int32_t zero_point, const Scaling&, const uint8_t* x, uint8_t* y);
   void (*add)(const Addition&, const uint8_t* a, const uint8_t* b, int64_t count, uint8_t* y);
+  void (*multiply)(const Multiplication&, const uint8_t* a, const uint8_t* b, int64_t count, uint8_t* y);
+  void (*lookup)(const uint8_t* table, const uint8_t* x, int64_t count, uint8_t* y);
+  // A row and its mask, or null; `mask_step` is 1, or 0 where one value masks the whole row.
+  void (*softmax)(const Exponentials&, const uint8_t* x, const uint8_t* mask, int64_t mask_step, uint8_t* y);
+  void (*layer_norm)(const Normalization&, const uint8_t* x, int64_t rows, uint8_t* y);
+  ProductKernel product;
+  void (*resize)(const Resizing&, const uint8_t* x, uint8_t* y);
+  void (*average_pool_volume)(const Depth&, const Sliding&, int32_t zero_point, const Scaling&,
+                              const uint8_t* x, uint8_t* y);
+  // `weight` lies as (tap, channel in, channel out of its group); `sums` has room for one output pixel.
+  void (*spread)(const Spreading&, const int8_t* weight, const uint8_t* x, uint8_t* y, int32_t* sums);
 };
 
 const Kernels& scalar_kernels();

@@ -5,27 +5,14 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "plain_product.h"
+#include "plain_rows.h"
+#include "plain_volumes.h"
 #include "requantize.h"
+#include "windows.h"
 
 namespace edgewright {
 namespace {
-
-// The taps `first <= k < last` of one axis that lie inside the image for output number `o`.
-struct Inside {
-  int64_t start, first, last;  // tap k lies at start + k * dilation
-};
-
-[[maybe_unused]] inline Inside taps_inside(const Sliding& at, int axis, int64_t o) {
-  const int64_t start = o * at.stride[axis] - at.before[axis];
-  const int64_t step = at.dilation[axis], size = at.in[axis], count = at.kernel[axis];
-  // Divisions are slow, and almost always by one.
-  const auto over_step = [step](int64_t value) { return step == 1 ? value : value / step; };
-  int64_t first = start < 0 ? over_step(-start + step - 1) : 0;
-  int64_t last = start < size ? over_step(size - 1 - start) + 1 : 0;
-  if (last > count) last = count;
-  if (first > last) first = last;
-  return {start, first, last};
-}
 
 [[maybe_unused]] inline void plain_quantize(const float* x, int64_t count, float scale, int32_t zero_point,
                                             uint8_t* y) {
@@ -103,6 +90,40 @@ struct Inside {
   }
 }
 
+[[maybe_unused]] inline void plain_multiply(const Multiplication& op, const uint8_t* a, const uint8_t* b,
+                                            int64_t count, uint8_t* y) {
+  const Scaling& to = op.scaling;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t acc = (a[i] - op.zero_point[0]) * (b[i] - op.zero_point[1]);
+    y[i] = saturate(requantize(acc, to.multiplier[0], to.shift[0]) + to.zero_point, to.low, to.high);
+  }
+}
+
+[[maybe_unused]] inline void plain_lookup(const uint8_t* table, const uint8_t* x, int64_t count, uint8_t* y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = table[x[i]];
+}
+
+[[maybe_unused]] inline void plain_resize(const Resizing& op, const uint8_t* x, uint8_t* y) {
+  const Blend &rows = op.axes[0], &columns = op.axes[1];
+  const Scaling& to = op.scaling;
+  const int64_t channels = op.channels, row_bytes = columns.in * channels;
+  for (int64_t oy = 0; oy < rows.out; ++oy) {
+    const uint8_t *above = x + rows.first[oy] * row_bytes, *below = x + rows.second[oy] * row_bytes;
+    const int32_t down = rows.fraction[oy], up = 2048 - down;
+    for (int64_t ox = 0; ox < columns.out; ++ox, y += channels) {
+      const int64_t left = columns.first[ox] * channels, right = columns.second[ox] * channels;
+      const int32_t aside = columns.fraction[ox], here = 2048 - aside;
+      for (int64_t i = 0; i < channels; ++i) {
+        const int32_t at_left = above[left + i] * up + below[left + i] * down;
+        const int32_t at_right = above[right + i] * up + below[right + i] * down;
+        const int32_t acc =
+            at_left * here + at_right * aside - (op.zero_point << 22);  // the weights sum to 2^22
+        y[i] = saturate(requantize(acc, to.multiplier[0], to.shift[0]) + to.zero_point, to.low, to.high);
+      }
+    }
+  }
+}
+
 // A table of these loops, for a path to put its own in place. It has no convolutions.
 [[maybe_unused]] inline Kernels plain_kernels(const char* name) {
   Kernels table{};
@@ -112,6 +133,14 @@ struct Inside {
   table.max_pool = plain_max_pool;
   table.average_pool = plain_average_pool;
   table.add = plain_add;
+  table.multiply = plain_multiply;
+  table.lookup = plain_lookup;
+  table.softmax = plain_softmax;
+  table.layer_norm = plain_layer_norm;
+  table.product = {product_scratch_bytes, product};
+  table.resize = plain_resize;
+  table.average_pool_volume = plain_average_pool_volume;
+  table.spread = plain_spread;
   return table;
 }
 

@@ -9,7 +9,7 @@ namespace edgewright {
 namespace {
 
 constexpr char kMagic[] = "EWPLAN\r\n";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kHeaderBytes = 64, kTensorBytes = 52, kRangeBytes = 16, kOpBytes = 8;
 constexpr uint32_t kMaxFileBytes = 16 << 20;
 constexpr uint32_t kMaxCount = 65536;
@@ -55,7 +55,7 @@ bool is_utf8(const uint8_t* text, size_t size) {
 Tensor read_tensor(size_t index, const uint8_t* at, const uint8_t* names, uint64_t names_bytes) {
   const uint8_t dtype = at[0], rank = at[1];
   const uint64_t name_at = u32(at + 44), name_size = u32(at + 48);
-  if (dtype > 1 || rank > kMaxRank || name_at + name_size > names_bytes) {
+  if (dtype > 2 || rank > kMaxRank || name_at + name_size > names_bytes) {
     refuse("tensor " + std::to_string(index) + ": unknown dtype, rank over 6, or a name outside the names");
   }
   if (!is_utf8(names + name_at, name_size)) {
@@ -92,6 +92,20 @@ class Words {
     return values;
   }
 
+  // 64-bit numbers, the low word first.
+  std::vector<int64_t> take_wide(int32_t count) {
+    std::vector<int64_t> values;
+    for (int32_t i = 0; i < count; ++i) {
+      need(2);
+      values.push_back(static_cast<int64_t>(u64(at_)));
+      at_ += 8;
+      left_ -= 2;
+    }
+    return values;
+  }
+
+  [[noreturn]] void refuse_value(const std::string& what) const { refuse(where_ + ": " + what); }
+
   void end() const {
     if (left_ != 0) refuse(where_ + " has " + std::to_string(left_) + " words too many");
   }
@@ -108,11 +122,13 @@ class Words {
 
 Window read_window(Words& words) {
   Window window{};
-  for (int64_t* part : {window.kernel, window.stride}) {
-    for (int i = 0; i < 2; ++i) part[i] = words.take();
+  window.axes = words.take();
+  if (window.axes < 1 || window.axes > kMaxWindowAxes) {
+    words.refuse_value("a window over " + std::to_string(window.axes) + " axes, 1 to 3 are defined");
   }
-  for (int64_t& side : window.padding) side = words.take();
-  for (int64_t& side : window.dilation) side = words.take();
+  for (int64_t* part : {window.kernel, window.stride, window.before, window.after, window.dilation}) {
+    for (int axis = 0; axis < window.axes; ++axis) part[axis] = words.take();
+  }
   return window;
 }
 
@@ -126,23 +142,114 @@ Rescale read_rescale(Words& words) {
   return rescale;
 }
 
+Interpolation read_interpolation(Words& words) {
+  Interpolation along;
+  const int32_t count = words.take();
+  for (auto* part : {&along.first, &along.second, &along.fraction}) *part = words.take(count);
+  return along;
+}
+
+bool read_flag(Words& words) {
+  const int32_t value = words.take();
+  if (value != 0 && value != 1) {
+    words.refuse_value("transpose_b is " + std::to_string(value) + ", 0 or 1 is needed");
+  }
+  return value == 1;
+}
+
+void read_weights(Words& words, Op& op) {
+  op.weight = words.take();
+  op.weight_bits = words.take();
+  op.bias = words.take();
+}
+
 Op read_op(Kind kind, Words words) {
   Op op;
   op.kind = kind;
-  op.x = words.take();
-  if (kind == Kind::kAdd) op.b = words.take();
+  if (kind != Kind::kConcat) op.reads = words.take(1);
+  if (kind == Kind::kAdd || kind == Kind::kMultiply || kind == Kind::kMatMul) {
+    op.reads.push_back(words.take());
+  }
+  if (kind == Kind::kSoftmax) {
+    const int32_t mask = words.take();
+    if (mask != -1) op.reads.push_back(mask);
+  }
   op.y = words.take();
-  if (kind == Kind::kConv2d || kind == Kind::kFullyConnected) {
-    op.weight = words.take();
-    op.bias = words.take();
+  switch (kind) {
+    case Kind::kQuantize:
+    case Kind::kDequantize:
+    case Kind::kTranspose:
+      op.order = words.take(words.take());
+      break;
+    case Kind::kConvolution:
+      read_weights(words, op);
+      op.window = read_window(words);
+      op.groups = words.take();
+      break;
+    case Kind::kFullyConnected:
+      read_weights(words, op);
+      break;
+    case Kind::kTransposedConvolution:
+      read_weights(words, op);
+      op.window = read_window(words);
+      op.extra = words.take(op.window.axes);
+      op.groups = words.take();
+      break;
+    case Kind::kMaxPool:
+    case Kind::kAveragePool:
+      op.window = read_window(words);
+      break;
+    case Kind::kMatMul:
+      op.transpose_b = read_flag(words);
+      break;
+    case Kind::kLookup:
+      op.table = words.take(64);
+      break;
+    case Kind::kSoftmax:
+      op.table = words.take(256);
+      break;
+    case Kind::kLayerNorm: {
+      const int32_t count = words.take();
+      op.gain = words.take(count);
+      op.offset = words.take_wide(count);
+      op.epsilon = words.take_wide(1).front();
+      break;
+    }
+    case Kind::kConcat:
+      op.axis = words.take();
+      op.reads = words.take(words.take());
+      break;
+    case Kind::kSlice: {
+      const int32_t count = words.take();
+      op.starts = words.take(count);
+      op.steps = words.take(count);
+      break;
+    }
+    case Kind::kResize:
+      op.rows = read_interpolation(words);
+      op.columns = read_interpolation(words);
+      break;
+    case Kind::kEmbedding:
+      op.weight = words.take();
+      break;
+    case Kind::kAdd:
+    case Kind::kMultiply:
+    case Kind::kRequantize:
+    case Kind::kReshape:
+      break;
   }
-  if (kind == Kind::kConv2d || kind == Kind::kMaxPool || kind == Kind::kAveragePool) {
-    op.window = read_window(words);
-  }
-  if (kind == Kind::kConv2d) op.groups = words.take();
-  if (kind != Kind::kQuantize && kind != Kind::kDequantize && kind != Kind::kMaxPool &&
-      kind != Kind::kFlatten) {
-    op.rescale = read_rescale(words);
+  switch (kind) {
+    case Kind::kQuantize:
+    case Kind::kDequantize:
+    case Kind::kTranspose:
+    case Kind::kReshape:
+    case Kind::kMaxPool:
+    case Kind::kLookup:
+    case Kind::kConcat:
+    case Kind::kSlice:
+      break;
+    default:
+      op.rescale = read_rescale(words);
   }
   words.end();
   return op;
@@ -150,28 +257,18 @@ Op read_op(Kind kind, Words words) {
 
 }  // namespace
 
+const char* name_of(DType dtype) {
+  return dtype == DType::kFloat32 ? "float32" : dtype == DType::kUInt8 ? "uint8" : "int64";
+}
+
 const char* name_of(Kind kind) {
-  switch (kind) {
-    case Kind::kQuantize:
-      return "Quantize";
-    case Kind::kDequantize:
-      return "Dequantize";
-    case Kind::kConv2d:
-      return "Conv2d";
-    case Kind::kFullyConnected:
-      return "FullyConnected";
-    case Kind::kMaxPool:
-      return "MaxPool";
-    case Kind::kAveragePool:
-      return "AveragePool";
-    case Kind::kAdd:
-      return "Add";
-    case Kind::kRequantize:
-      return "Requantize";
-    case Kind::kFlatten:
-      return "Flatten";
-  }
-  return "?";
+  static constexpr const char* kNames[kKinds] = {
+      "Quantize",    "Dequantize", "Convolution", "FullyConnected", "MaxPool",
+      "AveragePool", "Add",        "Requantize",  "Transpose",      "Reshape",
+      "MatMul",      "Multiply",   "Lookup",      "Softmax",        "LayerNorm",
+      "Concat",      "Slice",      "Resize",      "Embedding",      "TransposedConvolution",
+  };
+  return kNames[static_cast<uint32_t>(kind) - 1];
 }
 
 std::string operator_name(size_t number, Kind kind) {
@@ -184,9 +281,11 @@ int64_t Tensor::elements() const {
   return product;
 }
 
-uint64_t Tensor::size_bytes() const {
-  return static_cast<uint64_t>(elements()) * (dtype == DType::kFloat32 ? 4 : 1);
+static uint64_t item_bytes(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt64 ? 8 : 1;
 }
+
+uint64_t Tensor::size_bytes() const { return static_cast<uint64_t>(elements()) * item_bytes(dtype); }
 
 Plan read_plan(const uint8_t* data, size_t size) {
   if (size < kHeaderBytes || std::memcmp(data, kMagic, 8) != 0) {
@@ -241,7 +340,7 @@ Plan read_plan(const uint8_t* data, size_t size) {
     const uint32_t kind = u32(data + at), count = u32(data + at + 4);
     at += kOpBytes;
     if ((names_at - at) / 4 < count) refuse(where + " is cut short");
-    if (kind < 1 || kind > static_cast<uint32_t>(Kind::kFlatten)) {
+    if (kind < 1 || kind > kKinds) {
       throw UnsupportedError("plan.bin: " + where + " is of kind " + std::to_string(kind) +
                              ", which this engine does not know");
     }

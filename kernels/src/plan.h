@@ -11,12 +11,13 @@
 
 namespace edgewright {
 
-enum class DType : uint8_t { kFloat32 = 0, kUInt8 = 1 };
+enum class DType : uint8_t { kFloat32 = 0, kUInt8 = 1, kInt64 = 2 };
+const char* name_of(DType dtype);
 
 struct Tensor {
   std::string name;
   DType dtype;
-  std::vector<int64_t> shape;  // one sample: (height, width, channels) or (features) inside
+  std::vector<int64_t> shape;  // of one sample; channels last
   float scale;
   int32_t zero_point;
   uint64_t offset;  // bytes into the arena
@@ -29,8 +30,12 @@ struct ByteRange {
   uint64_t offset, size;
 };
 
+constexpr int kMaxWindowAxes = 3;
+
 struct Window {
-  int64_t kernel[2], stride[2], padding[4], dilation[2];  // (height, width); (top, left, bottom, right)
+  int axes;
+  int64_t kernel[kMaxWindowAxes], stride[kMaxWindowAxes], dilation[kMaxWindowAxes];
+  int64_t before[kMaxWindowAxes], after[kMaxWindowAxes];  // padding
 };
 
 struct Rescale {
@@ -38,28 +43,59 @@ struct Rescale {
   std::vector<int32_t> multiplier, shift;
 };
 
+// The two inputs that each output takes along one axis, the second with weight `fraction` of 2048.
+struct Interpolation {
+  std::vector<int32_t> first, second, fraction;
+};
+
 // The numbers in the file.
 enum class Kind : uint32_t {
   kQuantize = 1,
   kDequantize,
-  kConv2d,
+  kConvolution,
   kFullyConnected,
   kMaxPool,
   kAveragePool,
   kAdd,
   kRequantize,
-  kFlatten,
+  kTranspose,
+  kReshape,
+  kMatMul,
+  kMultiply,
+  kLookup,
+  kSoftmax,
+  kLayerNorm,
+  kConcat,
+  kSlice,
+  kResize,
+  kEmbedding,
+  kTransposedConvolution,
 };
+constexpr uint32_t kKinds = 20;
 const char* name_of(Kind kind);
 
 // One operator of any kind; what a kind does not have keeps its default.
 struct Op {
   Kind kind;
-  int32_t x = -1, b = -1, y = -1;  // tensors; b is the second input of an Add
+  std::vector<int32_t> reads;  // tensors: x; a, b; x, mask; or all of a Concat
+  int32_t y = -1;
   int32_t weight = -1, bias = -1;  // byte ranges; a bias of -1 is none
+  int32_t weight_bits = 8;
   Window window{};
+  std::vector<int32_t> extra;  // of the window's axes
   int32_t groups = 1;
   Rescale rescale;
+  std::vector<int32_t> order;
+  bool transpose_b = false;
+  std::vector<int32_t> table;  // of Lookup, four bytes to a word; of Softmax
+  std::vector<int32_t> gain;
+  std::vector<int64_t> offset;
+  int64_t epsilon = 0;
+  int32_t axis = 0;
+  std::vector<int32_t> starts, steps;
+  Interpolation rows, columns;
+
+  int32_t x() const { return reads.front(); }
 };
 
 struct Plan {
@@ -74,7 +110,7 @@ struct Plan {
 // Throws PlanError or UnsupportedError.
 Plan read_plan(const uint8_t* data, size_t size);
 
-// Where messages point: `operator 3 (Conv2d)`.
+// Where messages point: `operator 3 (Add)`.
 std::string operator_name(size_t number, Kind kind);
 
 }  // namespace edgewright

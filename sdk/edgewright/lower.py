@@ -21,9 +21,8 @@ from edgewright_kernels.plan import (
     Add,
     AveragePool,
     ByteRange,
-    Conv2d,
+    Convolution,
     Dequantize,
-    Flatten,
     FullyConnected,
     MaxPool,
     Op,
@@ -31,7 +30,9 @@ from edgewright_kernels.plan import (
     Quantize,
     Requantize,
     Rescale,
+    Reshape,
     Tensor,
+    Transpose,
     Window,
     tensor_inputs,
 )
@@ -218,12 +219,15 @@ class _Lowering:
 
     def _quantize(self, node: onnx.NodeProto) -> None:
         x = self.numbers[node.input[0]]
-        self.ops.append(Quantize(x=x, y=self._quantized(node)))
+        order = (1, 2, 0) if len(self.tensors[x].shape) == 3 else tuple(range(len(self.tensors[x].shape)))
+        self.ops.append(Quantize(x=x, y=self._quantized(node), order=order))
 
     def _dequantize(self, node: onnx.NodeProto) -> int:
         x = self.numbers[node.input[0]]
         y = self._tensor(node.output[0], "float32", self._sample_shape(node.output[0]))
-        self.ops.append(Dequantize(x=x, y=y))
+        axes = len(self.tensors[x].shape)
+        order = (2, 0, 1) if axes == 3 else tuple(range(axes))
+        self.ops.append(Dequantize(x=x, y=y, order=order))
         return y
 
     def _is_fused(self, node: onnx.NodeProto) -> bool:
@@ -283,7 +287,7 @@ class _Lowering:
         elif node.op_type == "Flatten":
             if attributes(node).get("axis", 1) != 1:
                 raise ExportError(f"{_describe(node)}: only axis 1 is in the native engine; {_REMEDY}")
-            self.ops.append(Flatten(x=x, y=y))
+            self.ops.append(Reshape(x=self._channels_first(x), y=y))
         elif node.op_type == "MaxPool":
             self.ops.append(MaxPool(x=x, y=y, window=self._window(node, x_t)))
         else:
@@ -301,6 +305,17 @@ class _Lowering:
             area = window.kernel[0] * window.kernel[1]
             change = _rescale(node, [x_t.scale / (y_t.scale * area)], low, high)
             self.ops.append(AveragePool(x=x, y=y, window=window, rescale=change))
+
+    def _channels_first(self, x: int) -> int:
+        """An image in the order of the graph, (C, H, W)."""
+        t = self.tensors[x]
+        if len(t.shape) != 3 or t.shape[:2] == (1, 1):
+            return x
+        height, width, channels = t.shape
+        moved = (channels, height, width)
+        y = self._tensor(f"{t.name}.channels_first", "uint8", moved, t.scale, t.zero_point)
+        self.ops.append(Transpose(x=x, y=y, order=(2, 0, 1)))
+        return y
 
     def _weighted(self, node: onnx.NodeProto, x: int) -> None:
         weight = self._constant(node, 1)
@@ -326,7 +341,7 @@ class _Lowering:
             )
         window = self._window(node, self.tensors[x], kernel=(shape[2], shape[3]))
         self.ops.append(
-            Conv2d(x=x, y=y, weight=number, bias=bias, window=window, groups=groups, rescale=change)
+            Convolution(x=x, y=y, weight=number, bias=bias, window=window, groups=groups, rescale=change)
         )
 
     def _window(self, node: onnx.NodeProto, x: Tensor, kernel: tuple[int, int] | None = None) -> Window:

@@ -147,7 +147,7 @@ def test_plan_prints_every_operator(tmp_path: Path, call: Call) -> None:
     artifact = tiny_artifact(tmp_path / "tiny.ew")
     code, out, _ = call("plan", artifact.path)
     assert code == 0
-    for word in ("Quantize", "FullyConnected", "Dequantize", "80 weights", "3 operators"):
+    for word in ("Quantize", "FullyConnected", "Dequantize", "80 bytes of 8-bit weights", "3 operators"):
         assert word in out
     code, out, _ = call("plan", artifact.path / "plan.bin", "--json", "-")
     assert [op["op"] for op in json.loads(out)["ops"]] == ["Quantize", "FullyConnected", "Dequantize"]

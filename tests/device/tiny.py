@@ -52,9 +52,9 @@ def make_plan(weights: bytes) -> ewplan.Plan:
         ),
         ranges=(where("fc.weight"), where("fc.bias")),
         ops=(
-            ewplan.Quantize(x=0, y=1),
+            ewplan.Quantize(x=0, y=1, order=(0,)),
             ewplan.FullyConnected(x=1, y=2, weight=0, bias=1, rescale=rescale),
-            ewplan.Dequantize(x=2, y=3),
+            ewplan.Dequantize(x=2, y=3, order=(0,)),
         ),
         inputs=(0,),
         outputs=(3,),

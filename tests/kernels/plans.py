@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from edgewright_kernels import plan as ir
 
 Int8Array = npt.NDArray[np.int8]
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -56,23 +58,47 @@ class Program:
         self.weights += data
         return len(self.ranges) - 1
 
-    def input(self, name: str, shape: tuple[int, ...], scale: float = 1.0, zero_point: int = 0) -> int:
-        """A float32 input with the shape of the uint8 tensor it becomes; gives that tensor."""
-        moved = (shape[2], *shape[:2]) if len(shape) == 3 else shape
-        self.tensors.append(ir.Tensor(name=name, dtype="float32", shape=moved))
+    def input(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        scale: float = 1.0,
+        zero_point: int = 0,
+        order: tuple[int, ...] | None = None,
+    ) -> int:
+        """A float32 input that becomes a uint8 tensor of this shape: that tensor. Images are (C, H, W)."""
+        axes = len(shape)
+        order = order or ((1, 2, 0) if axes == 3 else tuple(range(axes)))
+        given = tuple(shape[order.index(axis)] for axis in range(axes))
+        self.tensors.append(ir.Tensor(name=name, dtype="float32", shape=given))
         self.inputs.append(len(self.tensors) - 1)
         y = self.value(shape, scale, zero_point)
-        self.ops.append(ir.Quantize(x=self.inputs[-1], y=y))
+        self.ops.append(ir.Quantize(x=self.inputs[-1], y=y, order=order))
         return y
 
-    def output(self, name: str, x: int) -> None:
-        shape = self.tensors[x].shape
-        moved = (shape[2], *shape[:2]) if len(shape) == 3 else shape
-        self.tensors.append(ir.Tensor(name=name, dtype="float32", shape=moved))
-        self.outputs.append(len(self.tensors) - 1)
-        self.ops.append(ir.Dequantize(x=x, y=self.outputs[-1]))
+    def indices(self, name: str, shape: tuple[int, ...]) -> int:
+        """An int64 input."""
+        self.tensors.append(ir.Tensor(name=name, dtype="int64", shape=shape))
+        self.inputs.append(len(self.tensors) - 1)
+        return self.inputs[-1]
 
-    def conv2d(
+    def output(self, name: str, x: int, order: tuple[int, ...] | None = None) -> None:
+        shape = self.tensors[x].shape
+        order = order or ((2, 0, 1) if len(shape) == 3 else tuple(range(len(shape))))
+        self.tensors.append(ir.Tensor(name=name, dtype="float32", shape=tuple(shape[a] for a in order)))
+        self.outputs.append(len(self.tensors) - 1)
+        self.ops.append(ir.Dequantize(x=x, y=self.outputs[-1], order=order))
+
+    def weighted(self, weight: Int8Array, bias: Int32Array | None, bits: int) -> dict[str, Any]:
+        """What the operators with weights have in common; four-bit weights are packed by rows."""
+        data = weight.tobytes() if bits == 8 else four_bits(weight)
+        return {
+            "weight": self.bytes(data),
+            "weight_bits": bits,
+            "bias": None if bias is None else self.bytes(bias.astype("<i4").tobytes()),
+        }
+
+    def convolution(
         self,
         x: int,
         weight: Int8Array,
@@ -82,15 +108,15 @@ class Program:
         *,
         groups: int = 1,
         zero_point: int = 0,
+        bits: int = 8,
     ) -> int:
-        size = window.output_size(*self.tensors[x].shape[:2])
+        size = window.output_size(*self.tensors[x].shape[:-1])
         y = self.value((*size, len(weight)), zero_point=zero_point)
         self.ops.append(
-            ir.Conv2d(
+            ir.Convolution(
                 x=x,
                 y=y,
-                weight=self.bytes(weight.tobytes()),
-                bias=None if bias is None else self.bytes(bias.astype("<i4").tobytes()),
+                **self.weighted(weight, bias, bits),
                 window=window,
                 groups=groups,
                 rescale=rescale,
@@ -98,30 +124,56 @@ class Program:
         )
         return y
 
-    def fully_connected(
-        self, x: int, weight: Int8Array, bias: Int32Array | None, rescale: ir.Rescale, zero_point: int = 0
+    def transposed_convolution(
+        self,
+        x: int,
+        weight: Int8Array,
+        bias: Int32Array | None,
+        window: ir.Window,
+        extra: tuple[int, ...],
+        rescale: ir.Rescale,
+        *,
+        groups: int = 1,
+        zero_point: int = 0,
+        bits: int = 8,
     ) -> int:
-        y = self.value((len(weight),), zero_point=zero_point)
+        size = window.transposed_size(extra, *self.tensors[x].shape[:-1])
+        y = self.value((*size, weight.shape[1] * groups), zero_point=zero_point)
         self.ops.append(
-            ir.FullyConnected(
+            ir.TransposedConvolution(
                 x=x,
                 y=y,
-                weight=self.bytes(weight.tobytes()),
-                bias=None if bias is None else self.bytes(bias.astype("<i4").tobytes()),
+                **self.weighted(weight, bias, bits),
+                window=window,
+                extra=extra,
+                groups=groups,
                 rescale=rescale,
             )
         )
         return y
 
+    def fully_connected(
+        self,
+        x: int,
+        weight: Int8Array,
+        bias: Int32Array | None,
+        rescale: ir.Rescale,
+        zero_point: int = 0,
+        bits: int = 8,
+    ) -> int:
+        y = self.value((*self.tensors[x].shape[:-1], len(weight)), zero_point=zero_point)
+        self.ops.append(ir.FullyConnected(x=x, y=y, **self.weighted(weight, bias, bits), rescale=rescale))
+        return y
+
     def average_pool(self, x: int, window: ir.Window, rescale: ir.Rescale, zero_point: int = 0) -> int:
-        height, width, channels = self.tensors[x].shape
-        y = self.value((*window.output_size(height, width), channels), zero_point=zero_point)
+        *size, channels = self.tensors[x].shape
+        y = self.value((*window.output_size(*size), channels), zero_point=zero_point)
         self.ops.append(ir.AveragePool(x=x, y=y, window=window, rescale=rescale))
         return y
 
     def max_pool(self, x: int, window: ir.Window) -> int:
         t = self.tensors[x]
-        y = self.value((*window.output_size(*t.shape[:2]), t.shape[2]), t.scale, t.zero_point)
+        y = self.value((*window.output_size(*t.shape[:-1]), t.shape[-1]), t.scale, t.zero_point)
         self.ops.append(ir.MaxPool(x=x, y=y, window=window))
         return y
 
@@ -130,16 +182,111 @@ class Program:
         self.ops.append(ir.Add(a=a, b=b, y=y, rescale=rescale))
         return y
 
+    def multiply(self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0) -> int:
+        y = self.value(self.tensors[a].shape, zero_point=zero_point)
+        self.ops.append(ir.Multiply(a=a, b=b, y=y, rescale=rescale))
+        return y
+
+    def matmul(
+        self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0, *, transpose_b: bool = False
+    ) -> int:
+        columns = self.tensors[b].shape[-2 if transpose_b else -1]
+        y = self.value((*self.tensors[a].shape[:-1], columns), zero_point=zero_point)
+        self.ops.append(ir.MatMul(a=a, b=b, y=y, transpose_b=transpose_b, rescale=rescale))
+        return y
+
     def requantize(self, x: int, rescale: ir.Rescale, zero_point: int = 0) -> int:
         y = self.value(self.tensors[x].shape, zero_point=zero_point)
         self.ops.append(ir.Requantize(x=x, y=y, rescale=rescale))
         return y
 
-    def flatten(self, x: int) -> int:
-        t = self.tensors[x]
-        y = self.value((t.elements,), t.scale, t.zero_point)
-        self.ops.append(ir.Flatten(x=x, y=y))
+    def lookup(self, x: int, table: npt.NDArray[np.uint8]) -> int:
+        y = self.value(self.tensors[x].shape)
+        self.ops.append(ir.Lookup(x=x, y=y, table=table.tobytes()))
         return y
+
+    def softmax(self, x: int, mask: int | None, rescale: ir.Rescale, zero_point: int = 0) -> int:
+        t = self.tensors[x]
+        table = np.rint(65536 * np.exp(-t.scale * np.arange(256))).astype(int)
+        y = self.value(t.shape, zero_point=zero_point)
+        self.ops.append(ir.Softmax(x=x, mask=mask, y=y, table=tuple(table.tolist()), rescale=rescale))
+        return y
+
+    def layer_norm(
+        self,
+        x: int,
+        gain: Int64Array,
+        offset: Int64Array,
+        epsilon: int,
+        rescale: ir.Rescale,
+        zero_point: int = 0,
+    ) -> int:
+        y = self.value(self.tensors[x].shape, zero_point=zero_point)
+        self.ops.append(
+            ir.LayerNorm(
+                x=x,
+                y=y,
+                gain=tuple(gain.tolist()),
+                offset=tuple(offset.tolist()),
+                epsilon=epsilon,
+                rescale=rescale,
+            )
+        )
+        return y
+
+    def embedding(self, x: int, weight: Int8Array, rescale: ir.Rescale, zero_point: int = 0) -> int:
+        y = self.value((*self.tensors[x].shape, weight.shape[1]), zero_point=zero_point)
+        self.ops.append(ir.Embedding(x=x, y=y, weight=self.bytes(weight.tobytes()), rescale=rescale))
+        return y
+
+    def _same_grid(self, x: int, shape: tuple[int, ...]) -> int:
+        return self.value(shape, self.tensors[x].scale, self.tensors[x].zero_point)
+
+    def transpose(self, x: int, order: tuple[int, ...]) -> int:
+        y = self._same_grid(x, tuple(self.tensors[x].shape[axis] for axis in order))
+        self.ops.append(ir.Transpose(x=x, y=y, order=order))
+        return y
+
+    def reshape(self, x: int, shape: tuple[int, ...]) -> int:
+        y = self._same_grid(x, shape)
+        self.ops.append(ir.Reshape(x=x, y=y))
+        return y
+
+    def flatten(self, x: int) -> int:
+        """(H, W, C) to (C * H * W,), in the order (C, H, W), as ONNX and PyTorch flatten."""
+        return self.reshape(self.transpose(x, (2, 0, 1)), (self.tensors[x].elements,))
+
+    def concat(self, inputs: list[int], axis: int) -> int:
+        shape = list(self.tensors[inputs[0]].shape)
+        shape[axis] = sum(self.tensors[x].shape[axis] for x in inputs)
+        y = self._same_grid(inputs[0], tuple(shape))
+        self.ops.append(ir.Concat(y=y, axis=axis, inputs=tuple(inputs)))
+        return y
+
+    def slice(self, x: int, starts: tuple[int, ...], steps: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        y = self._same_grid(x, shape)
+        self.ops.append(ir.Slice(x=x, y=y, starts=starts, steps=steps))
+        return y
+
+    def resize(
+        self,
+        x: int,
+        rows: ir.Interpolation,
+        columns: ir.Interpolation,
+        rescale: ir.Rescale,
+        zero_point: int = 0,
+    ) -> int:
+        shape = (len(rows.first), len(columns.first), self.tensors[x].shape[2])
+        y = self.value(shape, zero_point=zero_point)
+        self.ops.append(ir.Resize(x=x, y=y, rows=rows, columns=columns, rescale=rescale))
+        return y
+
+
+def four_bits(weight: Int8Array) -> bytes:
+    """Rows of int8 in -7..7 as the plan packs four-bit weights."""
+    rows = weight.reshape(len(weight), -1)
+    even = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
+    return ((even[:, ::2] & 15) | (even[:, 1::2] & 15) << 4).astype(np.uint8).tobytes()
 
 
 def rescale(multiplier: int | list[int], shift: int | list[int], low: int = 0, high: int = 255) -> ir.Rescale:
@@ -159,14 +306,18 @@ class Draw:
     def zero_point(self) -> int:
         return int(self.rng.choice([0, 255, *self.rng.integers(0, 256, 3)]))
 
-    def weight(self, shape: tuple[int, ...]) -> Int8Array:
-        w = self.rng.integers(-127, 128, shape).astype(np.int8)
+    def weight(self, shape: tuple[int, ...], bits: int = 8) -> Int8Array:
+        most = 127 if bits == 8 else 7
+        w = self.rng.integers(-most, most + 1, shape).astype(np.int8)
         kind = self.number(0, 5)
         if kind == 0:
-            w = np.where(self.rng.random(shape) < 0.5, 127, -127).astype(np.int8)
+            w = np.where(self.rng.random(shape) < 0.5, most, -most).astype(np.int8)
         if kind == 1:
-            w[...] = self.rng.choice([-127, 127])
+            w[...] = self.rng.choice([-most, most])
         return w
+
+    def bits(self) -> int:
+        return int(self.rng.choice([8, 8, 8, 4]))
 
     def bias(self, outputs: int) -> Int32Array | None:
         if self.rng.random() < 0.25:
@@ -193,26 +344,34 @@ class Draw:
             multiplier=multiplier.astype(np.int32), shift=shift.astype(np.int32), low=low, high=high
         )
 
-    def window(self, height: int, width: int, *, pool: bool) -> ir.Window:
+    def window(self, *size: int, pool: bool, transposed: bool = False) -> ir.Window:
+        axes = len(size)
         while True:
-            kernel = self.number(1, 5), self.number(1, 5)
-            dilation = self.number(1, 2), self.number(1, 2)
+            kernel = tuple(self.number(1, 5 if axes < 3 else 3) for _ in size)
+            dilation = tuple(self.number(1, 2) for _ in size)
             span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
             most = [s - 1 if pool else s + 1 for s in span]
             window = ir.Window(
                 kernel=kernel,
-                stride=(self.number(1, 3), self.number(1, 3)),
-                padding=(
-                    self.number(0, most[0]),
-                    self.number(0, most[1]),
-                    self.number(0, most[0]),
-                    self.number(0, most[1]),
-                ),
+                stride=tuple(self.number(1, 3) for _ in size),
+                padding=tuple(self.number(0, m) for m in most * 2),
                 dilation=dilation,
             )
-            fits = min(window.output_size(height, width)) >= 1
-            if fits and not (pool and (dilation[0] > height or dilation[1] > width)):
+            nothing = (0,) * axes
+            result = window.transposed_size(nothing, *size) if transposed else window.output_size(*size)
+            if min(result) >= 1 and not (pool and any(d > n for d, n in zip(dilation, size, strict=True))):
                 return window
+
+    def shape(self, rank: int, most: int = 7) -> tuple[int, ...]:
+        return tuple(self.number(1, most) for _ in range(rank))
+
+    def broadcastable(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape that broadcasts to another, all its forms drawn often."""
+        kept = [n if self.rng.random() < 0.6 else 1 for n in shape]
+        return tuple(kept[self.number(0, len(shape) - 1) :])
+
+    def order(self, rank: int) -> tuple[int, ...]:
+        return tuple(self.rng.permutation(rank).tolist())
 
     def image(self, channels: int | None = None) -> tuple[int, int, int]:
         return self.number(1, 9), self.number(1, 9), channels or self.number(1, 40)
@@ -226,10 +385,14 @@ class Draw:
             q[...] = self.rng.choice([0, 255])
         return q
 
-    def inputs(self, plan: ir.Plan, batch: int) -> dict[str, Float32Array]:
-        """float32 values that the plan's Quantize turns into chosen integers."""
-        found: dict[str, Float32Array] = {}
+    def inputs(self, plan: ir.Plan, batch: int) -> dict[str, npt.NDArray[Any]]:
+        """Indices, and float32 values that the plan's Quantize turns into chosen integers."""
+        found: dict[str, npt.NDArray[Any]] = {}
         for op in plan.ops:
+            if isinstance(op, ir.Embedding):
+                x = plan.tensors[op.x]
+                rows = plan.ranges[op.weight].size // plan.tensors[op.y].shape[-1]
+                found[x.name] = self.rng.integers(0, rows, (batch, *x.shape))
             if isinstance(op, ir.Quantize):
                 x, y = plan.tensors[op.x], plan.tensors[op.y]
                 q = self.uint8((batch, *x.shape)).astype(np.float32)
@@ -237,14 +400,40 @@ class Draw:
         return found
 
 
+def _convolution(draw: Draw, p: Program, shape: tuple[int, ...], groups: int, outputs: int) -> int:
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    window, bits = draw.window(*shape[:-1], pool=False), draw.bits()
+    weight = draw.weight((outputs, shape[-1] // groups, *window.kernel), bits)
+    scale = draw.rescale(outputs, 40000.0 if bits == 8 else 3000.0)
+    zero_point = draw.zero_point()
+    return p.convolution(
+        x, weight, draw.bias(outputs), window, scale, groups=groups, zero_point=zero_point, bits=bits
+    )
+
+
 def _dense(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.image(), zero_point=draw.zero_point())
-    height, width, channels = p.tensors[x].shape
-    window = draw.window(height, width, pool=False)
-    outputs = draw.number(1, 40)
-    weight = draw.weight((outputs, channels, *window.kernel))
-    scale = draw.rescale(outputs, 40000.0)
-    return p.conv2d(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
+    return _convolution(draw, p, draw.image(), 1, draw.number(1, 40))
+
+
+def _dense_1d(draw: Draw, p: Program) -> int:
+    return _convolution(draw, p, (draw.number(1, 20), draw.number(1, 20)), 1, draw.number(1, 20))
+
+
+def _dense_3d(draw: Draw, p: Program) -> int:
+    return _convolution(draw, p, (*draw.shape(3, 5), draw.number(1, 9)), 1, draw.number(1, 20))
+
+
+def _grouped(draw: Draw, p: Program) -> int:
+    groups, axes = draw.number(1, 5), draw.number(1, 3)
+    channels = groups * draw.number(1, 5)
+    return _convolution(draw, p, (*draw.shape(axes, 5), channels), groups, groups * draw.number(1, 9))
+
+
+def _depthwise(draw: Draw, p: Program) -> int:
+    shape: tuple[int, ...] = draw.image()
+    if draw.number(0, 3) == 0:
+        shape = shape[1:] if draw.number(0, 1) else (draw.number(1, 3), *shape[:2], draw.number(1, 6))
+    return _convolution(draw, p, shape, shape[-1], shape[-1])
 
 
 def _pointwise(draw: Draw, p: Program) -> int:
@@ -253,44 +442,82 @@ def _pointwise(draw: Draw, p: Program) -> int:
     weight, scale = draw.weight((outputs, channels, 1, 1)), draw.rescale(outputs, 40000.0)
     stride = draw.number(1, 2)
     window = ir.Window(kernel=(1, 1), stride=(stride, stride))
-    return p.conv2d(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
+    return p.convolution(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
 
 
-def _depthwise(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.image(), zero_point=draw.zero_point())
-    height, width, channels = p.tensors[x].shape
-    window = draw.window(height, width, pool=False)
-    weight, scale = draw.weight((channels, 1, *window.kernel)), draw.rescale(channels, 30000.0)
-    return p.conv2d(
-        x, weight, draw.bias(channels), window, scale, groups=channels, zero_point=draw.zero_point()
+def _transposed_convolution(draw: Draw, p: Program) -> int:
+    groups, axes = draw.number(1, 3), draw.number(1, 3)
+    shape = (*draw.shape(axes, 4), groups * draw.number(1, 5))
+    outputs = groups * draw.number(1, 5)
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    window, bits = draw.window(*shape[:-1], pool=False, transposed=True), draw.bits()
+    extra = tuple(draw.number(0, max(s, d) - 1) for s, d in zip(window.stride, window.dilation, strict=True))
+    weight = draw.weight((shape[-1], outputs // groups, *window.kernel), bits)
+    scale = draw.rescale(outputs, 40000.0 if bits == 8 else 3000.0)
+    return p.transposed_convolution(
+        x,
+        weight,
+        draw.bias(outputs),
+        window,
+        extra,
+        scale,
+        groups=groups,
+        zero_point=draw.zero_point(),
+        bits=bits,
     )
 
 
 def _fully_connected(draw: Draw, p: Program) -> int:
-    x = p.input("x", (draw.number(1, 300),), zero_point=draw.zero_point())
-    outputs = draw.number(1, 40)
-    weight, scale = draw.weight((outputs, p.tensors[x].shape[0])), draw.rescale(outputs, 80000.0)
-    return p.fully_connected(x, weight, draw.bias(outputs), scale, zero_point=draw.zero_point())
+    shape = (*draw.shape(draw.number(0, 2)), draw.number(1, 300))
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    outputs, bits = draw.number(1, 40), draw.bits()
+    weight = draw.weight((outputs, shape[-1]), bits)
+    scale = draw.rescale(outputs, 80000.0 if bits == 8 else 5000.0)
+    return p.fully_connected(x, weight, draw.bias(outputs), scale, draw.zero_point(), bits)
+
+
+def _pooled(draw: Draw) -> tuple[int, ...]:
+    return (*draw.shape(draw.number(1, 3), 9), draw.number(1, 80))
 
 
 def _max_pool(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.image(draw.number(1, 80)), zero_point=draw.zero_point())
-    return p.max_pool(x, draw.window(*p.tensors[x].shape[:2], pool=True))
+    x = p.input("x", _pooled(draw), zero_point=draw.zero_point())
+    return p.max_pool(x, draw.window(*p.tensors[x].shape[:-1], pool=True))
 
 
 def _average_pool(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.image(draw.number(1, 80)), zero_point=draw.zero_point())
-    window = draw.window(*p.tensors[x].shape[:2], pool=True)
+    x = p.input("x", _pooled(draw), zero_point=draw.zero_point())
+    window = draw.window(*p.tensors[x].shape[:-1], pool=True)
     return p.average_pool(x, window, draw.rescale(1, 1000.0), zero_point=draw.zero_point())
 
 
+def _pair(draw: Draw, p: Program) -> tuple[int, int]:
+    alike = draw.number(0, 2) == 0
+    a = draw.image() if alike else draw.shape(draw.number(1, 4))
+    b = a if alike else draw.broadcastable(a)
+    return p.input("x", a, zero_point=draw.zero_point()), p.input("b", b, zero_point=draw.zero_point())
+
+
 def _add(draw: Draw, p: Program) -> int:
-    shape = draw.image()
-    a = p.input("x", shape, zero_point=draw.zero_point())
-    b = p.input("b", shape, zero_point=draw.zero_point())
+    a, b = _pair(draw, p)
     scale = draw.rescale(2, 300.0)
     scale.shift[1] = scale.shift[0]
     return p.add(a, b, scale, zero_point=draw.zero_point())
+
+
+def _multiply(draw: Draw, p: Program) -> int:
+    a, b = _pair(draw, p)
+    return p.multiply(a, b, draw.rescale(1, 20000.0), zero_point=draw.zero_point())
+
+
+def _matmul(draw: Draw, p: Program) -> int:
+    batch, transposed = draw.shape(draw.number(0, 2), 3), bool(draw.number(0, 1))
+    rows, terms, columns = draw.number(1, 20), draw.number(1, 600), draw.number(1, 40)
+    b_shape = (columns, terms) if transposed else (terms, columns)
+    a = p.input("x", (*batch, rows, terms), zero_point=draw.zero_point())
+    b = p.input("b", (*batch, *b_shape), zero_point=draw.zero_point())
+    scale = draw.rescale(1, 20000.0 * terms**0.5)
+    return p.matmul(a, b, scale, draw.zero_point(), transpose_b=transposed)
 
 
 def _requantize(draw: Draw, p: Program) -> int:
@@ -298,21 +525,126 @@ def _requantize(draw: Draw, p: Program) -> int:
     return p.requantize(x, draw.rescale(1, 255.0), zero_point=draw.zero_point())
 
 
-def _flatten(draw: Draw, p: Program) -> int:
-    shape = draw.image() if draw.number(0, 1) else (draw.number(1, 300),)
-    return p.flatten(p.input("x", shape, zero_point=draw.zero_point()))
+def _lookup(draw: Draw, p: Program) -> int:
+    x = p.input("x", draw.shape(draw.number(1, 6)), zero_point=draw.zero_point())
+    return p.lookup(x, draw.rng.integers(0, 256, 256).astype(np.uint8))
+
+
+def _softmax(draw: Draw, p: Program) -> int:
+    shape = (*draw.shape(draw.number(0, 3), 4), draw.number(1, 300))
+    scale = float(draw.rng.choice([1e-4, 0.02, 0.1, 1.0, 20.0]))
+    x = p.input("x", shape, scale=scale, zero_point=draw.zero_point())
+    mask = None
+    if draw.number(0, 1):
+        mask = p.input("mask", draw.broadcastable(shape), zero_point=draw.number(0, 255))
+    multiplier, shift = 1 << 30, draw.number(36, 40)  # to a scale of y from 2^-8 to 2^-4
+    low, high = draw.clamps()
+    if draw.number(0, 5) == 0:
+        multiplier, shift = int(draw.rng.choice([0, 1, 2**31 - 1])), draw.number(1, 62)
+    return p.softmax(x, mask, rescale(multiplier, shift, low, high), draw.zero_point())
+
+
+def _layer_norm(draw: Draw, p: Program) -> int:
+    shape = (*draw.shape(draw.number(0, 2), 5), draw.number(1, 300))
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    values, shift = shape[-1], draw.number(15, 25)
+    limit = 1 << draw.number(1, 31) if draw.number(0, 2) == 0 else 64 << (shift - 15)
+    gain = draw.rng.integers(-limit, limit, values)
+    offset = draw.rng.integers(-100, 100, values) << shift
+    epsilon = int(draw.rng.choice([1, values**2, 1 << 46]))
+    if draw.number(0, 5) == 0:
+        shift = draw.number(1, 62)
+        offset = draw.rng.integers(-(1 << 55) + 1, 1 << 55, values)
+    low, high = draw.clamps()
+    return p.layer_norm(x, gain, offset, epsilon, rescale(1, shift, low, high), draw.zero_point())
+
+
+def _embedding(draw: Draw, p: Program) -> int:
+    x = p.indices("x", draw.shape(draw.number(1, 3)))
+    weight = draw.weight((draw.number(1, 50), draw.number(1, 40)))
+    return p.embedding(x, weight, draw.rescale(1, 200.0), draw.zero_point())
+
+
+def _borders(draw: Draw, p: Program) -> int:
+    rank = draw.number(1, 6)
+    return p.input("x", draw.shape(rank), zero_point=draw.zero_point(), order=draw.order(rank))
+
+
+def _transpose(draw: Draw, p: Program) -> int:
+    rank = draw.number(1, 6)
+    shape = draw.shape(rank) if draw.number(0, 3) else draw.shape(2, 150)
+    return p.transpose(p.input("x", shape, zero_point=draw.zero_point()), draw.order(len(shape)))
+
+
+def _reshape(draw: Draw, p: Program) -> int:
+    shape = draw.shape(draw.number(1, 6))
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    if draw.number(0, 1):
+        x = p.requantize(x, rescale(1, 1))  # so that what lies there has been written in the arena
+    y = p.reshape(x, (*sorted(shape)[1:], min(shape)))
+    if draw.number(0, 1):
+        p.tensors[y] = replace(p.tensors[y], offset=p.tensors[x].offset)
+    return y
+
+
+def _concat(draw: Draw, p: Program) -> int:
+    shape = draw.shape(draw.number(1, 4))
+    axis, zero_point = draw.number(0, len(shape) - 1), draw.zero_point()
+    parts = [
+        p.input(f"x{i}", (*shape[:axis], draw.number(1, 9), *shape[axis + 1 :]), zero_point=zero_point)
+        for i in range(draw.number(1, 4))
+    ]
+    return p.concat([*parts, parts[0]] if draw.number(0, 1) else parts, axis)
+
+
+def _slice(draw: Draw, p: Program) -> int:
+    shape = draw.shape(draw.number(1, 5), 9)
+    starts = tuple(draw.number(0, n - 1) for n in shape)
+    steps = tuple(draw.number(1, 3) for _ in shape)
+    most = [(n - 1 - start) // step + 1 for n, start, step in zip(shape, starts, steps, strict=True)]
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    return p.slice(x, starts, steps, tuple(draw.number(1, m) for m in most))
+
+
+def _interpolation(draw: Draw, size: int) -> ir.Interpolation:
+    count = draw.number(1, 12)
+    first, second = draw.rng.integers(0, size, (2, count)).tolist()
+    fraction = np.where(draw.rng.random(count) < 0.3, 0, draw.rng.integers(0, 2049, count)).tolist()
+    return ir.Interpolation(first=tuple(first), second=tuple(second), fraction=tuple(fraction))
+
+
+def _resize(draw: Draw, p: Program) -> int:
+    shape = draw.image()
+    x = p.input("x", shape, zero_point=draw.zero_point())
+    rows, columns = _interpolation(draw, shape[0]), _interpolation(draw, shape[1])
+    return p.resize(x, rows, columns, draw.rescale(1, 255.0 * 2**22), draw.zero_point())
 
 
 OPERATORS: dict[str, Callable[[Draw, Program], int]] = {
     "add": _add,
     "average_pool": _average_pool,
+    "borders": _borders,
+    "concat": _concat,
     "dense": _dense,
+    "dense_1d": _dense_1d,
+    "dense_3d": _dense_3d,
     "depthwise": _depthwise,
-    "flatten": _flatten,
+    "embedding": _embedding,
     "fully_connected": _fully_connected,
+    "grouped": _grouped,
+    "layer_norm": _layer_norm,
+    "lookup": _lookup,
+    "matmul": _matmul,
     "max_pool": _max_pool,
+    "multiply": _multiply,
     "pointwise": _pointwise,
     "requantize": _requantize,
+    "reshape": _reshape,
+    "resize": _resize,
+    "slice": _slice,
+    "softmax": _softmax,
+    "transpose": _transpose,
+    "transposed_convolution": _transposed_convolution,
 }
 
 
@@ -324,17 +656,17 @@ def one_operator(kind: str, draw: Draw) -> Program:
 
 
 def small_cnn(draw: Draw) -> Program:
-    """Every operator once: 8 x 8 in, a residual, both pools, ten values out."""
+    """A small image network: 8 x 8 in, a residual, both pools, ten values out."""
     p = Program()
     x = p.input("image", (8, 8, 3), scale=1 / 255, zero_point=3)
     same = ir.Window(kernel=(3, 3), padding=(1, 1, 1, 1))
-    stem = p.conv2d(
+    stem = p.convolution(
         x, draw.weight((16, 3, 3, 3)), draw.bias(16), same, draw.rescale(16, 30000.0), zero_point=7
     )
-    deep = p.conv2d(
+    deep = p.convolution(
         stem, draw.weight((16, 1, 3, 3)), None, same, draw.rescale(16, 20000.0), groups=16, zero_point=9
     )
-    wide = p.conv2d(
+    wide = p.convolution(
         deep,
         draw.weight((16, 16, 1, 1)),
         draw.bias(16),

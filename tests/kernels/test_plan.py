@@ -42,31 +42,67 @@ def test_a_network_survives_the_round_trip() -> None:
 
 
 def _small(seed: int = 1) -> tuple[bytes, bytes]:
-    """Every operator, few channels: a plan whose every byte can be tried."""
+    """The operators of images, few channels: a plan whose every byte can be tried."""
     draw = Draw(seed)
     p = Program()
     x = p.input("x", (4, 3, 2), scale=0.5, zero_point=3)
     window = ir.Window(kernel=(1, 2), padding=(0, 1, 0, 0))
-    dense = p.conv2d(x, draw.weight((2, 2, 1, 2)), draw.bias(2), window, draw.rescale(2, 999.0))
-    deep = p.conv2d(x, draw.weight((2, 1, 1, 2)), None, window, draw.rescale(2, 999.0), groups=2)
+    dense = p.convolution(x, draw.weight((2, 2, 1, 2)), draw.bias(2), window, draw.rescale(2, 999.0))
+    deep = p.convolution(x, draw.weight((2, 1, 1, 2)), None, window, draw.rescale(2, 999.0), groups=2)
     joined = p.requantize(p.add(dense, deep, rescale([1 << 20, 1 << 20], [21, 21])), rescale(1 << 20, 20))
     half = ir.Window(kernel=(2, 1), stride=(2, 1))
     pooled = p.average_pool(p.max_pool(joined, half), half, rescale(1 << 20, 21))
     flat = p.flatten(pooled)
-    p.output("y", p.fully_connected(flat, draw.weight((2, 6)), draw.bias(2), draw.rescale(2, 999.0)))
+    p.output(
+        "y", p.fully_connected(flat, draw.weight((2, 6), 4), draw.bias(2), draw.rescale(2, 99.0), bits=4)
+    )
     return ir.encode(p.plan()), bytes(p.weights)
 
 
-def test_every_truncation_is_refused_by_both_readers() -> None:
-    data, weights = _small()
+def _small_rows(seed: int = 1) -> tuple[bytes, bytes]:
+    """The operators of attention, and those that move values."""
+    draw = Draw(seed)
+    p = Program()
+    words = p.embedding(p.indices("i", (3,)), draw.weight((4, 2)), rescale(1 << 20, 20), 7)
+    a = p.reshape(words, (1, 3, 2))
+    scores = p.matmul(a, a, rescale(1 << 20, 30), 9, transpose_b=True)
+    kept = p.slice(p.input("m", (1, 5)), (0, 0), (1, 2), (1, 3))
+    shares = p.softmax(scores, kept, rescale(1 << 30, 38))
+    joined = p.concat([p.transpose(p.matmul(shares, a, rescale(1 << 20, 28)), (0, 2, 1))] * 2, 2)
+    scaled = p.multiply(joined, p.input("s", (1, 2, 1)), rescale(1 << 20, 24))
+    norm = p.layer_norm(scaled, np.arange(6) << 8, np.arange(6) << 20, 5, rescale(1, 20), 128)
+    p.output("y", p.lookup(norm, np.arange(256, dtype=np.uint8)[::-1]))
+    two = ir.Interpolation(first=(0, 1), second=(1, 0), fraction=(0, 512))
+    grown = p.transposed_convolution(
+        p.resize(p.input("v", (2, 2, 2)), two, two, rescale(1 << 20, 40)),
+        draw.weight((2, 1, 2, 1)),
+        draw.bias(2),
+        ir.Window(kernel=(2, 1), stride=(2, 1)),
+        (1, 0),
+        draw.rescale(2, 999.0),
+        groups=2,
+    )
+    p.output("z", grown)
+    return ir.encode(p.plan()), bytes(p.weights)
+
+
+PLANS = (_small, _small_rows)
+
+
+@pytest.mark.parametrize("make", PLANS)
+def test_every_truncation_is_refused_by_both_readers(make: Callable[[], tuple[bytes, bytes]]) -> None:
+    data, weights = make()
     for size in range(len(data)):
         assert verdicts(data[:size], weights) == ("PlanError", "PlanError"), size
     assert verdicts(data + b"\0", weights) == ("PlanError", "PlanError")
 
 
+@pytest.mark.parametrize("make", PLANS)
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_every_flipped_byte_is_judged_alike_by_both_readers(flip: int) -> None:
-    data, weights = _small()
+def test_every_flipped_byte_is_judged_alike_by_both_readers(
+    flip: int, make: Callable[[], tuple[bytes, bytes]]
+) -> None:
+    data, weights = make()
     seen: set[str] = set()
     for at in range(len(data)):
         hostile = bytearray(data)
@@ -81,14 +117,16 @@ def test_every_flipped_byte_is_judged_alike_by_both_readers(flip: int) -> None:
             inputs = Draw(at).inputs(plan, 2)
             expected = reference.run(plan, weights, inputs)
             found = Engine(bytes(hostile), weights).run(inputs)
+            assert list(found) == list(expected)
             for name, value in expected.items():
                 np.testing.assert_array_equal(found[name], value, err_msg=f"byte {at}")
     assert "accepted" in seen
     assert "PlanError" in seen
 
 
-def test_random_damage_is_judged_alike_by_both_readers() -> None:
-    data, weights = _small(2)
+@pytest.mark.parametrize("make", PLANS)
+def test_random_damage_is_judged_alike_by_both_readers(make: Callable[[int], tuple[bytes, bytes]]) -> None:
+    data, weights = make(2)
     rng = np.random.default_rng(3)
     words = [0, 1, 2, 3, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFC0, 1 << 20, 4096]
     for case in range(2000):
@@ -148,13 +186,13 @@ def test_a_shape_whose_product_wraps_is_refused() -> None:
 def test_encode_refuses_what_decode_would() -> None:
     p = Program()
     p.output("y", p.input("x", (3,)))
-    with pytest.raises(ValueError, match="is not a float32 tensor"):
+    with pytest.raises(ValueError, match="input 1 is not a float32 or int64 tensor"):
         ir.encode(replace(p.plan(), inputs=(1,)))
 
 
 @pytest.mark.parametrize(
     ("at", "message"),
-    [(8, "format version 2"), (None, "is of kind 99, which this engine does not know")],
+    [(8, "format version 3"), (None, "is of kind 99, which this engine does not know")],
 )
 def test_newer_plans_are_unsupported_not_damaged(at: int | None, message: str) -> None:
     p = Program()
@@ -165,7 +203,7 @@ def test_newer_plans_are_unsupported_not_damaged(at: int | None, message: str) -
         assert data[operators_at] == 1
         data[operators_at] = 99
     else:
-        data[at] = 2
+        data[at] = 3
     for read in (ir.decode, lambda d: Engine(d, b"")):
         with pytest.raises(UnsupportedError, match=message):
             read(bytes(data))

@@ -63,7 +63,7 @@ def test_dequantize_is_one_multiplication() -> None:
 
 def _rescaled(acc: torch.Tensor, op: ir.Op, y: ir.Tensor) -> list[object]:
     """float64 accumulators to outputs with Python's own integers."""
-    assert isinstance(op, ir.Conv2d | ir.FullyConnected | ir.AveragePool)
+    assert isinstance(op, ir.Convolution | ir.TransposedConvolution | ir.FullyConnected)
     channel_last = acc.movedim(1, -1)
     flat = channel_last.reshape(-1, channel_last.shape[-1]).tolist()
     multiplier, shift = op.rescale.multiplier.tolist(), op.rescale.shift.tolist()
@@ -77,27 +77,40 @@ def _rescaled(acc: torch.Tensor, op: ir.Op, y: ir.Tensor) -> list[object]:
     return rows
 
 
-@pytest.mark.parametrize("kind", ["dense", "pointwise", "depthwise"])
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
+
+def _only(program: Program, kind: type[ir.Op]) -> int:
+    """The number of the one operator of this kind."""
+    return next(i for i, op in enumerate(program.ops) if isinstance(op, kind))
+
+
+def _channels_first(values: dict[str, np.ndarray], t: ir.Tensor) -> torch.Tensor:
+    return torch.from_numpy(values[t.name].astype(np.float64) - t.zero_point).movedim(-1, 1)
+
+
+def _padded(x: torch.Tensor, window: ir.Window, fill: float = 0.0) -> torch.Tensor:
+    axes = len(window.kernel)
+    around = [(window.padding[i], window.padding[axes + i]) for i in reversed(range(axes))]
+    return functional.pad(x, [n for pair in around for n in pair], value=fill)
+
+
+@pytest.mark.parametrize("kind", ["dense", "dense_1d", "dense_3d", "pointwise", "depthwise", "grouped"])
 def test_convolutions_agree_with_torch_in_float64(kind: str) -> None:
     for seed in range(25):
         draw = Draw(seed)
         program = one_operator(kind, draw)
-        plan = program.plan()
-        op = next(op for op in plan.ops if isinstance(op, ir.Conv2d))
+        plan, number = program.plan(), _only(program, ir.Convolution)
+        op = plan.ops[number]
+        assert isinstance(op, ir.Convolution)
         values = reference.trace(plan, program.weights, draw.inputs(plan, 2))
-        x_t, y_t = plan.tensors[op.x], plan.tensors[op.y]
-        x = torch.from_numpy(values[x_t.name].astype(np.float64) - x_t.zero_point).permute(0, 3, 1, 2)
-        at = plan.ranges[op.weight]
-        weight = np.frombuffer(program.weights, np.int8, at.size, at.offset).astype(np.float64)
-        bias = None
-        if op.bias is not None:
-            at = plan.ranges[op.bias]
-            bias = torch.from_numpy(np.frombuffer(program.weights, "<i4", at.size // 4, at.offset) * 1.0)
-        top, left, bottom, right = op.window.padding
-        acc = functional.conv2d(
-            functional.pad(x, (left, right, top, bottom)),
-            torch.from_numpy(weight.reshape(y_t.shape[2], -1, *op.window.kernel)),
-            bias,
+        y_t = plan.tensors[op.y]
+        weight, bias = reference.check_weights(plan, program.weights)[number]
+        acc = CONVOLUTIONS[len(op.window.kernel)](
+            _padded(_channels_first(values, plan.tensors[op.x]), op.window),
+            torch.from_numpy(weight.astype(np.float64)),
+            torch.from_numpy(bias.astype(np.float64)),
             stride=op.window.stride,
             dilation=op.window.dilation,
             groups=op.groups,
@@ -105,42 +118,73 @@ def test_convolutions_agree_with_torch_in_float64(kind: str) -> None:
         assert values[y_t.name].ravel().tolist() == _rescaled(acc, op, y_t)
 
 
+def test_transposed_convolutions_agree_with_torch_in_float64() -> None:
+    for seed in range(40):
+        draw = Draw(seed)
+        program = one_operator("transposed_convolution", draw)
+        plan, number = program.plan(), _only(program, ir.TransposedConvolution)
+        op = plan.ops[number]
+        assert isinstance(op, ir.TransposedConvolution)
+        values = reference.trace(plan, program.weights, draw.inputs(plan, 2))
+        y_t = plan.tensors[op.y]
+        weight, bias = reference.check_weights(plan, program.weights)[number]
+        whole = TRANSPOSED[len(op.extra)](
+            _channels_first(values, plan.tensors[op.x]),
+            torch.from_numpy(weight.astype(np.float64)),
+            torch.from_numpy(bias.astype(np.float64)),
+            stride=op.window.stride,
+            dilation=op.window.dilation,
+            output_padding=op.extra,
+            groups=op.groups,
+        )
+        inside = [slice(p, p + n) for p, n in zip(op.window.padding, y_t.shape[:-1], strict=False)]
+        acc = whole[(slice(None), slice(None), *inside)]
+        assert values[y_t.name].ravel().tolist() == _rescaled(acc, op, y_t)
+
+
 def test_fully_connected_agrees_with_torch_in_float64() -> None:
     for seed in range(25):
         draw = Draw(seed)
         program = one_operator("fully_connected", draw)
-        plan = program.plan()
-        op = next(op for op in plan.ops if isinstance(op, ir.FullyConnected))
+        plan, number = program.plan(), _only(program, ir.FullyConnected)
+        op = plan.ops[number]
+        assert isinstance(op, ir.FullyConnected)
         values = reference.trace(plan, program.weights, draw.inputs(plan, 2))
         x_t, y_t = plan.tensors[op.x], plan.tensors[op.y]
-        at = plan.ranges[op.weight]
-        weight = np.frombuffer(program.weights, np.int8, at.size, at.offset).astype(np.float64)
-        bias = np.zeros(y_t.shape[0])
-        if op.bias is not None:
-            at = plan.ranges[op.bias]
-            bias = np.frombuffer(program.weights, "<i4", at.size // 4, at.offset) * 1.0
+        weight, bias = (
+            torch.from_numpy(v * 1.0) for v in reference.check_weights(plan, program.weights)[number]
+        )
         x = torch.from_numpy(values[x_t.name].astype(np.float64) - x_t.zero_point)
-        acc = functional.linear(x, torch.from_numpy(weight.reshape(len(bias), -1)), torch.from_numpy(bias))
+        acc = functional.linear(x, weight, bias).movedim(-1, 1)
         assert values[y_t.name].ravel().tolist() == _rescaled(acc, op, y_t)
 
 
+def test_four_bit_weights_are_what_was_packed() -> None:
+    draw = Draw(1)
+    for columns in (1, 2, 5, 8):
+        p = Program()
+        weight = draw.weight((6, columns), 4)
+        x = p.input("x", (columns,))
+        p.output("y", p.fully_connected(x, weight, None, draw.rescale(6, 99.0), bits=4))
+        assert p.ranges[0].size == 6 * -(-columns // 2)
+        np.testing.assert_array_equal(reference.check_weights(p.plan(), p.weights)[1][0], weight)
+
+
 def test_max_pool_agrees_with_torch() -> None:
-    for seed in range(25):
+    pools = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+    for seed in range(40):
         draw = Draw(seed)
         program = one_operator("max_pool", draw)
         plan = program.plan()
-        op = next(op for op in plan.ops if isinstance(op, ir.MaxPool))
+        op = plan.ops[_only(program, ir.MaxPool)]
+        assert isinstance(op, ir.MaxPool)
         values = reference.trace(plan, b"", draw.inputs(plan, 2))
-        x = torch.from_numpy(values[plan.tensors[op.x].name].astype(np.float64)).permute(0, 3, 1, 2)
-        top, left, bottom, right = op.window.padding
-        expected = functional.max_pool2d(
-            functional.pad(x, (left, right, top, bottom), value=-1.0),
-            op.window.kernel,
-            op.window.stride,
-            dilation=op.window.dilation,
+        x = torch.from_numpy(values[plan.tensors[op.x].name].astype(np.float64)).movedim(-1, 1)
+        expected = pools[len(op.window.kernel)](
+            _padded(x, op.window, -1.0), op.window.kernel, op.window.stride, dilation=op.window.dilation
         )
         found = values[plan.tensors[op.y].name].astype(np.float64)
-        np.testing.assert_array_equal(found, expected.permute(0, 2, 3, 1).numpy())
+        np.testing.assert_array_equal(found, expected.movedim(1, -1).numpy())
 
 
 def test_average_pool_counts_padding_as_zero() -> None:
