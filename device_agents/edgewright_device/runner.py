@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edgewright_device.artifact import Arrays, Artifact
 from edgewright_device.errors import RunnerError
 
+_FLOAT32 = np.dtype(np.float32)
 BACKENDS = ("native", "onnxruntime", "litert", "reference")
 
 
@@ -43,6 +44,7 @@ class Runner:
             raise ValueError(f"{threads} threads: one at least is needed")
         self.artifact = artifact
         self.backend = backend
+        self._samples = {p.name: p.shape[1:] for p in artifact.inputs}  # shape of one sample
         self._backend = _load(artifact, backend, threads)
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> Arrays:
@@ -60,23 +62,24 @@ class Runner:
         return self._backend.run(self._checked(inputs))
 
     def _checked(self, inputs: Mapping[str, npt.ArrayLike]) -> Arrays:
-        ports = {p.name: p for p in self.artifact.inputs}
-        if inputs.keys() != ports.keys():
-            raise ValueError(f"inputs {sorted(inputs)}: this model takes {sorted(ports)}")
+        # Every call pays for this: no work that is done already, no text before it is needed.
+        if inputs.keys() != self._samples.keys():
+            raise ValueError(f"inputs {sorted(inputs)}: this model takes {sorted(self._samples)}")
         arrays: Arrays = {}
-        for name, port in ports.items():
+        batch = 0
+        for name, sample in self._samples.items():
             array = np.asarray(inputs[name])
-            if array.dtype != np.float32:
+            if array.dtype != _FLOAT32:
                 raise ValueError(f"input {name!r}: dtype {array.dtype}, float32 is needed")
-            want = ("N", *port.shape[1:])
-            if array.ndim != len(port.shape) or array.shape[1:] != port.shape[1:] or array.shape[0] < 1:
-                shape = ", ".join(map(str, want))
-                raise ValueError(f"input {name!r}: shape {array.shape}, ({shape}) with N >= 1 is needed")
+            shape = array.shape
+            if shape[1:] != sample or not shape or not shape[0]:
+                want = ", ".join(map(str, ("N", *sample)))
+                raise ValueError(f"input {name!r}: shape {shape}, ({want}) with N >= 1 is needed")
+            if batch not in (0, shape[0]):
+                sizes = {n: len(np.asarray(a)) for n, a in inputs.items()}
+                raise ValueError(f"the inputs differ in batch size: {sizes}")
+            batch = shape[0]
             arrays[name] = np.ascontiguousarray(array)
-        if len({a.shape[0] for a in arrays.values()}) > 1:
-            raise ValueError(
-                f"the inputs differ in batch size: { {n: a.shape[0] for n, a in arrays.items()} }"
-            )
         return arrays
 
 

@@ -1,6 +1,7 @@
 // Python's view of the engine. The one place that checks what a caller passes in.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <string>
@@ -91,6 +92,27 @@ class BoundEngine {
   }
 
   nb::dict run(const nb::dict& inputs) const {
+    return call(inputs, [this](const void* const* from, float* const* to, int64_t samples) {
+      engine_->run(from, to, samples);
+    });
+  }
+
+  std::vector<int64_t> profile(const nb::dict& inputs) const {
+    std::vector<int64_t> nanoseconds(engine_->plan().ops.size());
+    call(inputs, [&](const void* const* from, float* const* to, int64_t samples) {
+      if (samples != 1) throw nb::value_error("a profile is of one sample");
+      engine_->profile(from, to, nanoseconds.data());
+    });
+    return nanoseconds;
+  }
+
+  std::string cpu() const { return engine_->path(); }
+  size_t arena_bytes() const { return engine_->arena_bytes(); }
+
+ private:
+  // Checks the inputs, makes the outputs, and hands both to `body`, without the GIL.
+  template <typename Body>
+  nb::dict call(const nb::dict& inputs, const Body& body) const {
     const Plan& plan = engine_->plan();
     const size_t n_inputs = plan.inputs.size(), n_outputs = plan.outputs.size();
     View input_views[kMaxPorts], output_views[kMaxPorts];
@@ -112,15 +134,11 @@ class BoundEngine {
     }
     {
       const nb::gil_scoped_release released;
-      engine_->run(from, to, samples);
+      body(from, to, samples);
     }
     return outputs;
   }
 
-  std::string cpu() const { return engine_->path(); }
-  size_t arena_bytes() const { return engine_->arena_bytes(); }
-
- private:
   // Fills `view` with input number `i`; a copy where the caller's array is not contiguous or not aligned.
   void take_input(const nb::dict& inputs, size_t i, View& view, Py_ssize_t& samples) const {
     const Plan& plan = engine_->plan();
@@ -226,6 +244,7 @@ NB_MODULE(_native, module) {
   nb::class_<BoundEngine>(module, "Engine")
       .def(nb::init<nb::handle, nb::handle, const std::string&>())
       .def("run", &BoundEngine::run)
+      .def("profile", &BoundEngine::profile)
       .def_prop_ro("cpu", &BoundEngine::cpu)
       .def_prop_ro("arena_bytes", &BoundEngine::arena_bytes);
 }

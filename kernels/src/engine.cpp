@@ -1,5 +1,7 @@
 #include "engine.h"
 
+#include <chrono>
+
 namespace edgewright {
 namespace {
 
@@ -46,6 +48,11 @@ Bytes Engine::take_memory() const {
   return Bytes(memory_bytes_);
 }
 
+void Engine::give_back(Bytes memory) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (spare_.size() < kMaxSpare) spare_.push_back(std::move(memory));
+}
+
 void Engine::check_indices(const void* const* inputs, int64_t samples) const {
   for (const IndexLimit& limit : index_limits_) {
     const int64_t* index = static_cast<const int64_t*>(inputs[limit.port]);
@@ -66,8 +73,22 @@ void Engine::run(const void* const* inputs, float* const* outputs, int64_t sampl
     const Call call = {inputs, outputs, sample, memory.data(), memory.data() + scratch_at_};
     for (const Run& step : steps_) step(call);
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (spare_.size() < kMaxSpare) spare_.push_back(std::move(memory));
+  give_back(std::move(memory));
+}
+
+void Engine::profile(const void* const* inputs, float* const* outputs, int64_t* nanoseconds) const {
+  using Clock = std::chrono::steady_clock;
+  check_indices(inputs, 1);
+  Bytes memory = take_memory();
+  const Call call = {inputs, outputs, 0, memory.data(), memory.data() + scratch_at_};
+  Clock::time_point before = Clock::now();
+  for (const Run& step : steps_) {
+    step(call);
+    const Clock::time_point after = Clock::now();
+    *nanoseconds++ = std::chrono::duration_cast<std::chrono::nanoseconds>(after - before).count();
+    before = after;
+  }
+  give_back(std::move(memory));
 }
 
 }  // namespace edgewright

@@ -23,6 +23,10 @@ class Engine {
   // InputError, and computes nothing, where an index is out of range.
   void run(const void* const* inputs, float* const* outputs, int64_t samples) const;
 
+  // Runs one sample and notes the nanoseconds of each operator of the plan. Reading the clock costs some 30
+  // of them each time, which `run` does not pay. The rest is as with `run`.
+  void profile(const void* const* inputs, float* const* outputs, int64_t* nanoseconds) const;
+
   const Plan& plan() const { return plan_; }
   const char* path() const { return kernels_.name; }
   size_t arena_bytes() const { return memory_bytes_; }
@@ -30,6 +34,7 @@ class Engine {
  private:
   void check_indices(const void* const* inputs, int64_t samples) const;
   Bytes take_memory() const;
+  void give_back(Bytes memory) const;
 
   Plan plan_;  // the steps point into it
   const Kernels& kernels_;

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from edgewright.console import DID_NOT_HOLD, JsonOption, console_for, emit, progress_bar, run
 from edgewright.errors import ExportError, PublishError, VerifyError
-from edgewright_device import BACKENDS, Artifact, Runner, Target, detect, target_names
+from edgewright_device import BACKENDS, Artifact, ArtifactError, Runner, Target, detect, target_names
 
 app = typer.Typer(
     name="edgewright",
@@ -342,6 +342,13 @@ def bench(
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of ONNX Runtime; the native engine has one.")
     ] = 1,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time each operator of the native engine, and nothing else.")
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the profile as a Chrome trace, JSON; chrome://tracing opens it."),
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Latency of an artifact on each backend here: paired and interleaved, minimum and median."""
@@ -352,6 +359,13 @@ def bench(
 
     console = console_for(json_to)
     opened = Artifact.open(artifact)
+    if profile or trace:
+        if trace:
+            _check_place(trace)
+        if "plan.bin" not in opened.files:
+            raise ArtifactError(f"{artifact}: has no integer program (plan.bin) to profile")
+        _profile(opened, rounds, trace, console, json_to)
+        return
     golden = opened.golden()[0]
     inputs = {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
     needs = {"native": "plan.bin", "onnxruntime": "model.onnx", "litert": "model.tflite"}
@@ -369,6 +383,30 @@ def bench(
         table.add_row(name, f"{time.min_ms:.4f}", f"{time.median_ms:.4f}", f"{time.min_ms / best:.2f}")
     console.print(table)
     emit(json_to, {name: asdict(time) for name, time in times.items()})
+
+
+def _profile(artifact: Artifact, rounds: int, trace: Path | None, console: Any, json_to: str | None) -> None:
+    import json
+
+    from edgewright.profiling import chrome_trace, profile
+
+    times = profile(artifact, rounds=rounds)
+    table = Table("", "operator", "shape", "µs", "share", "GMAC/s", title=escape(str(artifact.path)))
+    for name in ("µs", "share", "GMAC/s"):
+        next(c for c in table.columns if c.header == name).justify = "right"
+    for t in times:
+        speed = f"{t.gmacs_per_s:.1f}" if t.macs else ""
+        table.add_row(
+            str(t.number), t.operator, t.shape, f"{t.microseconds:.1f}", f"{100 * t.share:.1f} %", speed
+        )
+    total, macs = sum(t.microseconds for t in times), sum(t.macs for t in times)
+    table.add_section()
+    table.add_row("", "all", "", f"{total:.1f}", "100.0 %", f"{macs / total / 1e3:.1f}")
+    console.print(table)
+    if trace:
+        trace.write_text(json.dumps(chrome_trace(times)) + "\n", "utf-8")
+        console.print(f"wrote {escape(str(trace))}")
+    emit(json_to, {"operators": [asdict(t) | {"gmacs_per_s": t.gmacs_per_s} for t in times]})
 
 
 @app.command()

@@ -106,8 +106,7 @@ def test_a_wrong_input_is_named_with_what_is_needed(
 
 def test_inputs_of_different_batch_sizes_are_refused(tiny: Artifact) -> None:
     runner = Runner(tiny)
-    second = replace(tiny.inputs[0], name="z")
-    runner.artifact = replace(tiny, inputs=(tiny.inputs[0], second))
+    runner._samples["z"] = runner._samples["x"]
     with pytest.raises(ValueError, match=r"differ in batch size: \{'x': 2, 'z': 3\}"):
         runner.run({"x": samples(2), "z": samples(3)})
 

@@ -342,6 +342,25 @@ def test_what_was_verified_is_published_once_and_with_a_delta_the_next_time(
     assert [p["base"] for p in told["packages"]] == [None, "1.0.0"]
 
 
+def test_bench_shows_where_the_time_goes(call: Call, files: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    done = call(
+        f"edgewright bench {files / 'm.ew'} --profile --rounds 3 --trace {trace} --json {tmp_path / 'p.json'}"
+    )
+    assert (done.code, done.err) == (0, "")
+    assert "FullyConnected" in done.out
+    operators = json.loads((tmp_path / "p.json").read_text())["operators"]
+    assert [o["operator"] for o in operators] == [
+        "Quantize",
+        "FullyConnected",
+        "FullyConnected",
+        "Dequantize",
+    ]
+    assert [e["dur"] for e in json.loads(trace.read_text())["traceEvents"]] == [
+        o["microseconds"] for o in operators
+    ]
+
+
 # What did not hold: exit code 1
 
 
@@ -437,6 +456,7 @@ RIGHT = {
         ("verify", "--data {f}/none.npz --report {t}/thesis", "{t}/thesis: a file cannot be written there"),
         ("bench", "--reference {f}/m.txt", "{f}/m.txt: ONNX Runtime cannot load it"),
         ("bench", "--reference {f}/none.onnx", "{f}/none.onnx: ONNX Runtime cannot load it"),
+        ("bench", "--trace {t}/thesis", "{t}/thesis: a file cannot be written there"),
         ("publish", "--report {f}/none.json", "{f}/none.json: cannot be read"),
         ("publish", "--report {f}/m.txt", "{f}/m.txt: cannot be read (not a verification report"),
         ("targets", "--json {t}/thesis", "Is a directory: '{t}/thesis'"),

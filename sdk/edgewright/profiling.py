@@ -1,0 +1,146 @@
+"""Where an artifact's time goes: each operator of its integer program, timed alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgewright_device import Artifact, RunnerError
+from edgewright_kernels import Engine, KernelError
+from edgewright_kernels.plan import (
+    Convolution,
+    FullyConnected,
+    MatMul,
+    Op,
+    Plan,
+    TransposedConvolution,
+    decode,
+    tensor_inputs,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTime:
+    """The time of one operator, in the fastest of all runs.
+
+    Attributes:
+        number: Its place in the program.
+        operator: Its kind, such as "Convolution".
+        output: Name of the tensor it writes.
+        shape: Shapes read and written, and the window.
+        start_us: When it began, counted from the start of the run.
+        microseconds: How long it took.
+        share: Of the whole run, 0..1.
+        macs: Multiply-accumulates; 0 where it has none.
+    """
+
+    number: int
+    operator: str
+    output: str
+    shape: str
+    start_us: float
+    microseconds: float
+    share: float
+    macs: int
+
+    @property
+    def gmacs_per_s(self) -> float:
+        """10^9 multiply-accumulates a second."""
+        return self.macs / self.microseconds / 1e3 if self.microseconds else 0.0
+
+
+def profile(artifact: Artifact, *, rounds: int = 100, warmup: int = 10) -> tuple[OperatorTime, ...]:
+    """Runs one golden sample many times on the native engine and times each operator.
+
+    Reading the clock costs some 30 ns for each operator, which `edgewright bench` without a profile does not
+    pay. Each operator's time is its fastest of all rounds, so their sum can lie below the fastest whole run.
+
+    Args:
+        artifact: With an integer program.
+        rounds: Timed runs.
+        warmup: Runs before them that are not timed.
+
+    Raises:
+        ValueError: No round.
+        ArtifactError: The artifact has no integer program.
+        RunnerError: The engine refuses the program.
+    """
+    if rounds < 1:
+        raise ValueError("a profile needs a round at least")
+    data = artifact.read("plan.bin")
+    try:
+        plan = decode(data)
+        engine = Engine(data, artifact.read("weights.safetensors"))
+    except KernelError as error:
+        raise RunnerError(f"{artifact.path}: {error}") from error
+    inputs = {name: np.ascontiguousarray(value[:1]) for name, value in artifact.golden()[0].items()}
+    times = [engine.profile(inputs) for _ in range(warmup + rounds)][warmup:]
+    fastest = np.min(np.array(times, np.int64).reshape(rounds, -1), axis=0) / 1e3
+    ends = np.cumsum(fastest)
+    return tuple(
+        OperatorTime(
+            number=number,
+            operator=type(op).__name__,
+            output=plan.tensors[op.y].name,
+            shape=_shape(plan, op),
+            start_us=float(end - own),
+            microseconds=float(own),
+            share=float(own / ends[-1]),
+            macs=operator_macs(plan, op),
+        )
+        for number, (op, own, end) in enumerate(zip(plan.ops, fastest, ends, strict=True))
+    )
+
+
+def operator_macs(plan: Plan, op: Op) -> int:
+    """Multiply-accumulates of an operator for one sample; padding counts, as is usual."""
+    written = plan.tensors[op.y].shape
+    if isinstance(op, MatMul):
+        return math.prod(written) * plan.tensors[op.a].shape[-1]
+    if isinstance(op, FullyConnected):
+        return math.prod(written) * plan.tensors[op.x].shape[-1]
+    if isinstance(op, Convolution):
+        return math.prod(written) * (plan.tensors[op.x].shape[-1] // op.groups) * op.window.taps
+    if isinstance(op, TransposedConvolution):
+        return plan.tensors[op.x].elements * (written[-1] // op.groups) * op.window.taps
+    return 0
+
+
+def _shape(plan: Plan, op: Op) -> str:
+    read = [plan.tensors[number].shape for number in tensor_inputs(op)]
+    text = f"{', '.join(map(_sizes, read))} → {_sizes(plan.tensors[op.y].shape)}"
+    window = getattr(op, "window", None)
+    if window is not None:
+        stride = f"/{_sizes(window.stride)}" if set(window.stride) != {1} else ""
+        text += f", {_sizes(window.kernel)}{stride}"
+    groups = getattr(op, "groups", 1)
+    return text + (f", {groups} groups" if groups > 1 else "")
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def chrome_trace(times: Sequence[OperatorTime]) -> dict[str, Any]:
+    """The profile as a trace that chrome://tracing and Perfetto open.
+
+    Format: the JSON object form of the Trace Event Format, complete events ("ph": "X"), microseconds.
+    """
+    events = [
+        {
+            "name": f"{t.number} {t.operator}",
+            "cat": t.operator,
+            "ph": "X",
+            "ts": t.start_us,
+            "dur": t.microseconds,
+            "pid": 0,
+            "tid": 0,
+            "args": {"output": t.output, "shape": t.shape, "gmacs_per_s": round(t.gmacs_per_s, 2)},
+        }
+        for t in times
+    ]
+    return {"traceEvents": events, "displayTimeUnit": "ns"}
