@@ -46,11 +46,15 @@ test-arm: $(CASES) ## the ARM kernels, cross-compiled and emulated: every operat
 	$(QEMU) -cpu max build/arm/replay $(CASES) i8mm dotprod neon scalar
 	ASAN_OPTIONS=detect_leaks=0 $(QEMU) -cpu max build/arm-sanitize/replay $(CASES)
 
-sanitize: $(CASES) ## the C++ under AddressSanitizer and UBSan, every operator on every path
+sanitize: $(CASES) ## the C++ under AddressSanitizer, UBSan and ThreadSanitizer, every operator on every path
 	@bash scripts/system-packages.sh sanitize
 	$(CMAKE) -B build/sanitize -DEDGEWRIGHT_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/sanitize --target replay
+	$(BIN)/cmake --build build/sanitize --target replay threads
 	build/sanitize/replay $(CASES)
+	build/sanitize/threads $(CASES)
+	$(CMAKE) -B build/sanitize-threads -DEDGEWRIGHT_SANITIZE_THREADS=ON >/dev/null
+	$(BIN)/cmake --build build/sanitize-threads --target threads
+	build/sanitize-threads/threads $(CASES)
 
 # Plans, inputs and the bits that reference.py gives for them.
 $(CASES): .stamps/dev tests/kernels/cases.py tests/kernels/plans.py $(wildcard kernels/edgewright_kernels/*.py)

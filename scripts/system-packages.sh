@@ -30,8 +30,10 @@ window)
   need_library libxkbcommon-x11.so.0 libxkbcommon-x11-0
   ;;
 sanitize)
-  echo 'int main() {}' | c++ -fsanitize=address,undefined -x c++ -o /dev/null - 2>/dev/null ||
-    missing+=("libgcc-$(c++ -dumpversion | cut -d. -f1)-dev")
+  for kind in address,undefined thread; do
+    echo 'int main() {}' | c++ -fsanitize=$kind -x c++ -o /dev/null - 2>/dev/null ||
+      missing=("libgcc-$(c++ -dumpversion | cut -d. -f1)-dev")
+  done
   ;;
 arm)
   need_program aarch64-linux-gnu-g++ g++-aarch64-linux-gnu

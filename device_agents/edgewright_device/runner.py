@@ -30,11 +30,12 @@ class Runner:
         artifact: What to run.
         backend: "native" (the exact integer engine), "onnxruntime" (model.onnx), "litert" (model.tflite), or
             "reference" (the numpy definition of the integer program: exact and slow).
-        threads: Threads the engine may use for one call; the native engine uses one.
+        threads: Threads that share one call; the reference uses one. The native engine takes at most 64, and
+            gives the same bits for any number.
 
     Raises:
         RunnerError: The backend is not installed, or cannot run this artifact.
-        ValueError: There is no such backend, or less than one thread.
+        ValueError: There is no such backend, or a number of threads that is not allowed.
     """
 
     def __init__(self, artifact: Artifact, backend: str = "native", *, threads: int = 1) -> None:
@@ -103,4 +104,4 @@ def _load(artifact: Artifact, backend: str, threads: int) -> Backend:
         return ReferenceBackend(artifact)
     from edgewright_device.backends.native import NativeBackend
 
-    return NativeBackend(artifact)
+    return NativeBackend(artifact, threads=threads)

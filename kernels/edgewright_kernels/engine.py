@@ -20,6 +20,10 @@ def cpu_paths() -> tuple[str, ...]:
 class Engine:
     """A loaded plan. Safe from several threads at once; each call works in a memory of its own.
 
+    With `threads` above 1 the engine starts threads of its own, which sleep between calls and end with it. Of
+    several calls at once, one at a time has them to help and the others work alone; none waits. The bits are
+    the same either way. A forked process starts new ones at its first call.
+
     The plan and the weights are untrusted: both are checked whole before anything runs. The engine packs its
     own copy of the weights and keeps no hold on `weights`.
 
@@ -28,14 +32,18 @@ class Engine:
         weights: The whole weights file, as any contiguous buffer, such as an mmap.
         cpu: The kernel path, one of `cpu_paths()`. By default what the environment variable EDGEWRIGHT_CPU
             names, and without it the best.
+        threads: How many threads share one call, the calling one included: 1 to 64. Operators too small to be
+            worth it stay on one.
 
     Raises:
         PlanError: The plan or the weights are damaged, or do not belong together.
-        UnsupportedError: An operator, plan version or CPU path that is not here.
+        UnsupportedError: An operator, plan version or CPU path that is not here, or more threads than
+            the system gives.
+        ValueError: A number of threads that is not allowed.
     """
 
-    def __init__(self, plan: bytes, weights: Buffer, *, cpu: str | None = None) -> None:
-        self._native = _native.Engine(plan, memoryview(weights), cpu or "")  # type: ignore[arg-type]
+    def __init__(self, plan: bytes, weights: Buffer, *, cpu: str | None = None, threads: int = 1) -> None:
+        self._native = _native.Engine(plan, memoryview(weights), cpu or "", threads)  # type: ignore[arg-type]
 
     @property
     def cpu(self) -> str:
@@ -43,8 +51,13 @@ class Engine:
         return self._native.cpu
 
     @property
+    def threads(self) -> int:
+        """How many threads share one call."""
+        return self._native.threads
+
+    @property
     def arena_bytes(self) -> int:
-        """Working memory of one call, in bytes: the plan's arena and the kernels' scratch."""
+        """Working memory of one call, in bytes: the plan's arena and a scratch for each thread."""
         return self._native.arena_bytes
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.float32]]:

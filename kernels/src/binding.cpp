@@ -67,7 +67,7 @@ bool has_dtype(const Py_buffer& view, DType dtype) {
 
 class BoundEngine {
  public:
-  BoundEngine(nb::handle plan, nb::handle weights, const std::string& cpu) {
+  BoundEngine(nb::handle plan, nb::handle weights, const std::string& cpu, int threads, double worthwhile) {
     View plan_view, weights_view;
     if (!plan_view.take(plan, PyBUF_SIMPLE)) throw nb::type_error("plan is not a contiguous buffer");
     if (!weights_view.take(weights, PyBUF_SIMPLE)) throw nb::type_error("weights is not a contiguous buffer");
@@ -77,6 +77,7 @@ class BoundEngine {
       engine_ = std::make_unique<Engine>(
           static_cast<const uint8_t*>(plan_view->buf), static_cast<size_t>(plan_view->len),
           static_cast<const uint8_t*>(weights_view->buf), static_cast<size_t>(weights_view->len), kernels);
+      engine_->set_threads(threads, worthwhile);
     }
     const Plan& read = engine_->plan();
     for (const auto* ports : {&read.inputs, &read.outputs}) {
@@ -107,6 +108,7 @@ class BoundEngine {
   }
 
   std::string cpu() const { return engine_->path(); }
+  int threads() const { return engine_->threads(); }
   size_t arena_bytes() const { return engine_->arena_bytes(); }
 
  private:
@@ -242,9 +244,11 @@ NB_MODULE(_native, module) {
   });
   module.def("cpu_paths", &cpu_paths);
   nb::class_<BoundEngine>(module, "Engine")
-      .def(nb::init<nb::handle, nb::handle, const std::string&>())
+      .def(nb::init<nb::handle, nb::handle, const std::string&, int, double>(), nb::arg(), nb::arg(),
+           nb::arg(), nb::arg(), nb::arg("worthwhile") = Engine::kWorthwhile)
       .def("run", &BoundEngine::run)
       .def("profile", &BoundEngine::profile)
       .def_prop_ro("cpu", &BoundEngine::cpu)
+      .def_prop_ro("threads", &BoundEngine::threads)
       .def_prop_ro("arena_bytes", &BoundEngine::arena_bytes);
 }

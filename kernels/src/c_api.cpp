@@ -219,6 +219,14 @@ edgewright_status edgewright_open_bytes(const void* plan, size_t plan_bytes, con
   });
 }
 
+edgewright_status edgewright_set_threads(edgewright_model* model, int threads) {
+  if (model == nullptr) return fail(EDGEWRIGHT_INVALID, "set_threads: a pointer is NULL");
+  return guarded([&] {
+    model->engine.set_threads(threads);
+    return EDGEWRIGHT_OK;
+  });
+}
+
 void edgewright_close(edgewright_model* model) { delete model; }
 
 size_t edgewright_input_count(const edgewright_model* model) {

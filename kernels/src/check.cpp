@@ -9,7 +9,7 @@
 namespace edgewright {
 namespace {
 
-constexpr size_t kMaxRank = 6, kMaxNameBytes = 255;
+constexpr size_t kMaxNameBytes = 255;
 constexpr int64_t kMaxDim = 1 << 20, kMaxElements = 1 << 28, kMaxWindow = 4096;
 constexpr uint64_t kMaxArenaBytes = uint64_t{1} << 31, kArenaAlignment = 64;
 constexpr int64_t kMaxAveraged = 2147483647 / 255;  // their sum fits 32 bits

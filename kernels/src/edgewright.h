@@ -14,14 +14,16 @@
  *
  * Threads: edgewright_run and the questions about a model may be called on one model from several threads at
  * once; each call works in a memory of its own. edgewright_close must come after all of them. Different
- * models share nothing. The text of the last error belongs to the thread that met it.
+ * models share nothing. One call runs on its own thread, unless edgewright_set_threads gives it more. The
+ * text of the last error belongs to the thread that met it.
  *
  * Trust: plan and weights are untrusted. Every number in them is checked before anything runs, so damaged
  * files are refused and never read or written out of bounds. Whether the files are the ones that were
  * published (the sizes and SHA-256 digests in manifest.json) is checked by the agent when it installs a
  * release, not here.
  *
- * The library starts no threads, writes no files and reads one environment variable, EDGEWRIGHT_CPU. */
+ * The library starts no threads unless it is told to, writes no files and reads one environment variable,
+ * EDGEWRIGHT_CPU. */
 #ifndef EDGEWRIGHT_H
 #define EDGEWRIGHT_H
 
@@ -40,6 +42,7 @@ extern "C" {
 
 #define EDGEWRIGHT_VERSION "0.1.0" /* of this header; edgewright_version() is that of the library */
 #define EDGEWRIGHT_MAX_RANK 6
+#define EDGEWRIGHT_MAX_THREADS 64
 
 typedef enum edgewright_status {
   EDGEWRIGHT_OK = 0,
@@ -92,6 +95,14 @@ EDGEWRIGHT_API edgewright_status edgewright_open_bytes(const void* plan, size_t 
                                                        const void* weights, size_t weights_bytes,
                                                        const char* cpu, edgewright_model** model);
 
+/* How many threads share one call to edgewright_run, the calling one included: 1 to EDGEWRIGHT_MAX_THREADS, 1
+ * after opening. The bits are the same for any number. The model starts threads - 1 threads here and keeps
+ * them until it is closed; between calls they sleep. Only while no other thread uses the model.
+ *
+ * Where several threads run the model at once, one at a time has these threads to help, and the others work
+ * alone; none waits. A process that forks may go on with the model: its first run starts new threads. */
+EDGEWRIGHT_API edgewright_status edgewright_set_threads(edgewright_model* model, int threads);
+
 /* Frees a model; NULL is allowed. */
 EDGEWRIGHT_API void edgewright_close(edgewright_model* model);
 
@@ -111,7 +122,8 @@ EDGEWRIGHT_API edgewright_status edgewright_run(const edgewright_model* model, c
                                                 size_t input_count, const edgewright_output* outputs,
                                                 size_t output_count, int64_t samples);
 
-/* Working memory of one call to edgewright_run, in bytes, whatever `samples` is; 0 for NULL. */
+/* Working memory of one call to edgewright_run, in bytes, whatever `samples` is; 0 for NULL. It grows
+ * with the number of threads. */
 EDGEWRIGHT_API size_t edgewright_memory_bytes(const edgewright_model* model);
 
 /* Name of the kernel path in use, such as "avx2"; "" for NULL. */

@@ -14,7 +14,6 @@ constexpr size_t kHeaderBytes = 64, kTensorBytes = 52, kRangeBytes = 16, kOpByte
 constexpr uint32_t kMaxFileBytes = 16 << 20;
 constexpr uint32_t kMaxCount = 65536;
 constexpr uint32_t kMaxPorts = 64;
-constexpr size_t kMaxRank = 6;
 
 uint32_t u32(const uint8_t* at) {
   return uint32_t{at[0]} | uint32_t{at[1]} << 8 | uint32_t{at[2]} << 16 | uint32_t{at[3]} << 24;

@@ -11,6 +11,8 @@
 
 namespace edgewright {
 
+constexpr size_t kMaxRank = 6;
+
 enum class DType : uint8_t { kFloat32 = 0, kUInt8 = 1, kInt64 = 2 };
 const char* name_of(DType dtype);
 

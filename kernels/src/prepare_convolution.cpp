@@ -103,8 +103,9 @@ struct Layer {
   Layer(Layer&&) = default;
   Layer(const Layer&) = delete;
 
-  void run(const uint8_t* x, uint8_t* y, uint8_t* scratch) const {
-    kernel->run(op, packed->data(), x, y, scratch, 0, kernel->units(op));
+  int64_t units() const { return kernel->units(op); }
+  void run(const uint8_t* x, uint8_t* y, uint8_t* scratch, int64_t begin, int64_t end) const {
+    kernel->run(op, packed->data(), x, y, scratch, begin, end);
   }
 };
 
@@ -125,17 +126,25 @@ Layer make_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& a
   return layer;
 }
 
-Run run_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& at, const Weights& weights) {
+double products_of(const Setup& setup, const Weights& weights) {
+  return static_cast<double>(setup.y().elements()) * static_cast<double>(weights.terms());
+}
+
+Step run_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& at, const Weights& weights) {
   const auto layer =
       std::make_shared<Layer>(make_layer(setup, kernel, at, weights.row(0), folded_bias(setup, weights), 0));
   setup.need_scratch(kernel.scratch_bytes(layer->op));
-  return [layer, x = setup.x().offset, y = setup.y().offset](const Call& call) {
-    layer->run(call.arena + x, call.arena + y, call.scratch);
+  const auto run = [layer, x = setup.x().offset, y = setup.y().offset](const Call& call, int64_t begin,
+                                                                       int64_t end) {
+    layer->run(call.arena + x, call.arena + y, call.scratch, begin, end);
   };
+  const double each = &kernel == &setup.kernels.dense ? cost::kProduct : cost::kLooseProduct;
+  return {run, layer->units(), each * products_of(setup, weights)};
 }
 
 // A convolution over a volume, or in several groups. For each group and each slice of the result, the
-// channels of that group in the slices under the window are gathered side by side into one image.
+// channels of that group in the slices under the window are gathered side by side into one image. Unit
+// number slice * groups + group makes that part of the result.
 struct Gathered {
   std::vector<Layer> layers;  // one per group
   Depth depth;
@@ -144,13 +153,12 @@ struct Gathered {
   uint64_t x, y;
   size_t image_at, result_at;  // in the scratch, behind what the kernel needs
 
-  void gather(const uint8_t* from, int64_t slice, size_t group, uint8_t* to) const {
+  void gather(const uint8_t* from, int64_t slice, int64_t group, uint8_t* to) const {
     const int64_t inputs = channels / static_cast<int64_t>(layers.size()), pixel = depth.kernel * inputs;
     for (int64_t tap = 0; tap < depth.kernel; ++tap, to += inputs) {
       const int64_t z = slice * depth.stride - depth.before + tap * depth.dilation;
       const bool inside = z >= 0 && z < depth.in;
-      const uint8_t* at =
-          inside ? from + z * pixels * channels + static_cast<int64_t>(group) * inputs : nullptr;
+      const uint8_t* at = inside ? from + z * pixels * channels + group * inputs : nullptr;
       for (int64_t i = 0; i < pixels; ++i) {
         if (inside) {
           std::memcpy(to + i * pixel, at + i * channels, static_cast<size_t>(inputs));
@@ -161,24 +169,24 @@ struct Gathered {
     }
   }
 
-  void run(const Call& call) const {
-    const int64_t part = outputs / static_cast<int64_t>(layers.size()),
+  void run(const Call& call, int64_t begin, int64_t end) const {
+    const int64_t groups = static_cast<int64_t>(layers.size()), part = outputs / groups,
                   out_pixels = ::edgewright::pixels(layers[0].op.at);
     uint8_t *image = call.scratch + image_at, *result = call.scratch + result_at;
-    for (int64_t slice = 0; slice < depth.out; ++slice) {
-      uint8_t* to = call.arena + y + slice * out_pixels * outputs;
-      for (size_t group = 0; group < layers.size(); ++group, to += part) {
-        gather(call.arena + x, slice, group, image);
-        layers[group].run(image, result, call.scratch);
-        for (int64_t i = 0; i < out_pixels; ++i) {
-          std::memcpy(to + i * outputs, result + i * part, static_cast<size_t>(part));
-        }
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t slice = unit / groups, group = unit % groups;
+      const Layer& layer = layers[static_cast<size_t>(group)];
+      uint8_t* to = call.arena + y + slice * out_pixels * outputs + group * part;
+      gather(call.arena + x, slice, group, image);
+      layer.run(image, result, call.scratch, 0, layer.units());
+      for (int64_t i = 0; i < out_pixels; ++i) {
+        std::memcpy(to + i * outputs, result + i * part, static_cast<size_t>(part));
       }
     }
   }
 };
 
-Run run_gathered(Setup& setup, const Weights& weights) {
+Step run_gathered(Setup& setup, const Weights& weights) {
   const int64_t groups = setup.op().groups;
   Sliding at = setup.sliding();
   auto made = std::make_shared<Gathered>();
@@ -209,7 +217,8 @@ Run run_gathered(Setup& setup, const Weights& weights) {
   made->image_at = aligned(setup.kernels.dense.scratch_bytes(made->layers[0].op));
   made->result_at = made->image_at + aligned(static_cast<size_t>(made->pixels * at.in_channels));
   setup.need_scratch(made->result_at + static_cast<size_t>(pixels(at) * at.out_channels));
-  return [made](const Call& call) { made->run(call); };
+  const auto run = [made](const Call& call, int64_t begin, int64_t end) { made->run(call, begin, end); };
+  return {run, made->depth.out * groups, cost::kProduct * products_of(setup, weights)};
 }
 
 // For each tap of a transposed convolution, the first one whose outputs it shares: those a stride apart.
@@ -255,7 +264,7 @@ std::vector<int64_t> most_that_meets(const Setup& setup, const Weights& weights)
 
 }  // namespace
 
-Run prepare_convolution(Setup& setup) {
+Step prepare_convolution(Setup& setup) {
   const Op& op = setup.op();
   const Sliding at = setup.sliding();
   const int64_t row = at.in_channels / op.groups * taps(at) * setup.depth().kernel;
@@ -269,7 +278,7 @@ Run prepare_convolution(Setup& setup) {
 }
 
 // Each row of x is a pixel.
-Run prepare_fully_connected(Setup& setup) {
+Step prepare_fully_connected(Setup& setup) {
   Sliding at{};
   at.in_channels = setup.x().shape.back();
   at.out_channels = setup.y().shape.back();
@@ -281,7 +290,7 @@ Run prepare_fully_connected(Setup& setup) {
   return run_layer(setup, setup.kernels.dense, at, Weights(setup, at.out_channels, at.in_channels));
 }
 
-Run prepare_transposed_convolution(Setup& setup) {
+Step prepare_transposed_convolution(Setup& setup) {
   struct State {
     Spreading op{};
     std::vector<int32_t> bias;
@@ -321,15 +330,22 @@ Run prepare_transposed_convolution(Setup& setup) {
     }
   }
   setup.need_scratch(static_cast<size_t>(op.out_channels) * sizeof(int32_t));
-  return
-      [state, spread = setup.kernels.spread, x = setup.x().offset, y = setup.y().offset](const Call& call) {
-        spread(state->op, reinterpret_cast<const int8_t*>(state->weight->data()), call.arena + x,
-               call.arena + y, reinterpret_cast<int32_t*>(call.scratch));
-      };
+  const int axis = op.out[0] > 1 ? 0 : 1;  // a unit is a slice of a volume, or a row of an image
+  const int64_t unit_bytes = (axis == 0 ? op.out[1] : 1) * op.out[2] * op.out_channels;
+  const auto run = [=, spread = setup.kernels.spread, x = setup.x().offset, y = setup.y().offset](
+                       const Call& call, int64_t begin, int64_t end) {
+    Spreading some = state->op;
+    some.before[axis] += begin;
+    some.out[axis] = end - begin;
+    spread(some, reinterpret_cast<const int8_t*>(state->weight->data()), call.arena + x,
+           call.arena + y + begin * unit_bytes, reinterpret_cast<int32_t*>(call.scratch));
+  };
+  const double products = static_cast<double>(setup.x().elements()) * static_cast<double>(row);
+  return {run, op.out[axis], cost::kLooseProduct * products};
 }
 
 // The rows are kept as they come out: rescaled once, then only copied.
-Run prepare_embedding(Setup& setup) {
+Step prepare_embedding(Setup& setup) {
   const ByteRange& range = setup.plan.ranges[setup.op().weight];
   const int64_t columns = setup.y().shape.back(), rows = static_cast<int64_t>(range.size) / columns;
   const int64_t count = setup.x().elements();
@@ -344,13 +360,14 @@ Run prepare_embedding(Setup& setup) {
       std::find(setup.plan.inputs.begin(), setup.plan.inputs.end(), static_cast<uint32_t>(setup.op().x()));
   const size_t port = static_cast<size_t>(found - setup.plan.inputs.begin());
   setup.index_limits.push_back({port, count, rows});
-  return [=, y = setup.y().offset](const Call& call) {
+  const auto run = [=, y = setup.y().offset](const Call& call, int64_t begin, int64_t end) {
     const int64_t* index = static_cast<const int64_t*>(call.inputs[port]) + call.sample * count;
-    uint8_t* to_row = call.arena + y;
-    for (int64_t i = 0; i < count; ++i, to_row += columns) {
-      std::memcpy(to_row, table->data() + index[i] * columns, static_cast<size_t>(columns));
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(call.arena + y + i * columns, table->data() + index[i] * columns,
+                  static_cast<size_t>(columns));
     }
   };
+  return {run, count, cost::kByte * static_cast<double>(count * columns)};
 }
 
 }  // namespace edgewright

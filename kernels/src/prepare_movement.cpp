@@ -7,30 +7,37 @@
 namespace edgewright {
 namespace {
 
-Run run_copy(Setup& setup, const Strided& how) {
-  return [how, x = setup.x().offset, y = setup.y().offset](const Call& call) {
-    how.copy(call.arena + x, call.arena + y);
+Step run_copy(Setup& setup, const Strided& how) {
+  const auto run = [how, row = how.row(), x = setup.x().offset, y = setup.y().offset](
+                       const Call& call, int64_t begin, int64_t end) {
+    how.copy(call.arena + x, call.arena + y + begin * row, begin, end);
   };
+  const double each = how.stride.back() == 1 ? cost::kByte : cost::kValue;
+  return {run, how.size[0], each * static_cast<double>(setup.y().elements())};
 }
 
 }  // namespace
 
-Run prepare_transpose(Setup& setup) {
+Step prepare_transpose(Setup& setup) {
   return run_copy(setup, transposition(setup.x().shape, setup.op().order));
 }
 
-Run prepare_slice(Setup& setup) {
+Step prepare_slice(Setup& setup) {
   return run_copy(setup, stretches(setup.x().shape, setup.y().shape, setup.op().starts, setup.op().steps));
 }
 
-Run prepare_reshape(Setup& setup) {
-  return [x = setup.x().offset, y = setup.y().offset,
-          size = static_cast<size_t>(setup.x().size_bytes())](const Call& call) {
-    if (x != y) std::memcpy(call.arena + y, call.arena + x, size);
+Step prepare_reshape(Setup& setup) {
+  const Blocks blocks = {setup.x().elements()};
+  const uint64_t x = setup.x().offset, y = setup.y().offset;
+  if (x == y) return {[](const Call&, int64_t, int64_t) {}, 1, 0};
+  const auto run = [=](const Call& call, int64_t begin, int64_t end) {
+    const int64_t from = blocks.start(begin), size = blocks.start(end) - from;
+    std::memcpy(call.arena + y + from, call.arena + x + from, static_cast<size_t>(size));
   };
+  return {run, blocks.units(), cost::kByte * static_cast<double>(blocks.count)};
 }
 
-Run prepare_concat(Setup& setup) {
+Step prepare_concat(Setup& setup) {
   struct Part {
     uint64_t x;
     size_t run;  // bytes side by side
@@ -45,15 +52,17 @@ Run prepare_concat(Setup& setup) {
     const Tensor& part = setup.plan.tensors[number];
     parts.push_back({part.offset, static_cast<size_t>(part.shape[axis] * behind)});
   }
-  return [=, at = setup.y().offset](const Call& call) {
-    uint8_t* y = call.arena + at;
-    for (int64_t round = 0; round < rounds; ++round) {
+  const auto run = [=, at = setup.y().offset, all = shape[axis] * behind](const Call& call, int64_t begin,
+                                                                          int64_t end) {
+    uint8_t* y = call.arena + at + begin * all;
+    for (int64_t round = begin; round < end; ++round) {
       for (const Part& part : parts) {
         std::memcpy(y, call.arena + part.x + static_cast<size_t>(round) * part.run, part.run);
         y += part.run;
       }
     }
   };
+  return {run, rounds, cost::kByte * static_cast<double>(setup.y().elements())};
 }
 
 }  // namespace edgewright

@@ -1,10 +1,12 @@
 // The operators of attention: products of activations, Softmax, LayerNorm.
+#include <algorithm>
+
 #include "step.h"
 #include "strides.h"
 
 namespace edgewright {
 
-Run prepare_matmul(Setup& setup) {
+Step prepare_matmul(Setup& setup) {
   const Tensor &a = setup.x(), &b = setup.second(), &y = setup.y();
   const size_t rank = a.shape.size();
   Product product{};
@@ -16,51 +18,63 @@ Run prepare_matmul(Setup& setup) {
   product.zero_point[1] = b.zero_point;
   product.scaling = setup.scaling();
   setup.need_scratch(setup.kernels.product.scratch_bytes(product));
+  // A unit is a few rows of one product.
+  const int64_t each = std::min<int64_t>(product.rows, 16), parts = (product.rows + each - 1) / each;
   const int64_t batch = y.elements() / (product.rows * product.columns);
-  return [=, kernel = setup.kernels.product, a_at = a.offset, b_at = b.offset,
-          y_at = y.offset](const Call& call) {
-    const uint8_t *left = call.arena + a_at, *right = call.arena + b_at;
-    uint8_t* to = call.arena + y_at;
-    for (int64_t i = 0; i < batch; ++i) {
-      kernel.run(product, left, right, to, call.scratch);
-      left += product.rows * product.terms;
-      right += product.terms * product.columns;
-      to += product.rows * product.columns;
+  const auto run = [=, kernel = setup.kernels.product, a_at = a.offset, b_at = b.offset, y_at = y.offset](
+                       const Call& call, int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t i = begin / parts, stop = std::min(end, (i + 1) * parts);
+      const int64_t row = begin % parts * each, last = std::min((stop - i * parts) * each, product.rows);
+      Product part = product;
+      part.rows = last - row;
+      kernel.run(part, call.arena + a_at + (i * product.rows + row) * product.terms,
+                 call.arena + b_at + i * product.terms * product.columns,
+                 call.arena + y_at + (i * product.rows + row) * product.columns, call.scratch);
+      begin = stop;
     }
   };
+  const double products = static_cast<double>(y.elements()) * static_cast<double>(product.terms);
+  return {run, batch * parts, cost::kProduct * products};
 }
 
-Run prepare_softmax(Setup& setup) {
+Step prepare_softmax(Setup& setup) {
   const Tensor &x = setup.x(), &y = setup.y();
   const bool masked = setup.op().reads.size() > 1;
   const Exponentials op = {x.shape.back(), setup.op().table.data(), masked ? setup.second().zero_point : 0,
                            setup.scaling()};
   const auto kernel = setup.kernels.softmax;
   const uint64_t x_at = x.offset, y_at = y.offset;
+  const int64_t rows = x.elements() / op.count;
+  const double work = cost::kRowValue * static_cast<double>(x.elements());
   if (!masked) {
-    return [=, rows = x.elements() / op.count](const Call& call) {
-      for (int64_t row = 0; row < rows; ++row) {
+    const auto run = [=](const Call& call, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
         kernel(op, call.arena + x_at + row * op.count, nullptr, 0, call.arena + y_at + row * op.count);
       }
     };
+    return {run, rows, work};
   }
   const Broadcast how = broadcast(setup.second().shape, x.shape, 1);
-  return [=, mask_at = setup.second().offset](const Call& call) {
-    how.for_each([&](int64_t from, int64_t from_mask) {
+  const auto run = [=, mask_at = setup.second().offset](const Call& call, int64_t begin, int64_t end) {
+    how.for_each(begin, end, [&](int64_t from, int64_t from_mask) {
       kernel(op, call.arena + x_at + from, call.arena + mask_at + from_mask, how.contiguous ? 1 : 0,
              call.arena + y_at + from);
     });
   };
+  return {run, how.runs(), work};
 }
 
-Run prepare_layer_norm(Setup& setup) {
+Step prepare_layer_norm(Setup& setup) {
   const Tensor& x = setup.x();
   const Op& given = setup.op();
   const Normalization op = {x.shape.back(), given.gain.data(), given.offset.data(),
                             given.epsilon,  x.zero_point,      setup.scaling()};
-  return
-      [=, kernel = setup.kernels.layer_norm, rows = x.elements() / op.count, x_at = x.offset,
-       y_at = setup.y().offset](const Call& call) { kernel(op, call.arena + x_at, rows, call.arena + y_at); };
+  const auto run = [=, kernel = setup.kernels.layer_norm, x_at = x.offset, y_at = setup.y().offset](
+                       const Call& call, int64_t begin, int64_t end) {
+    kernel(op, call.arena + x_at + begin * op.count, end - begin, call.arena + y_at + begin * op.count);
+  };
+  return {run, x.elements() / op.count, cost::kRowValue * static_cast<double>(x.elements())};
 }
 
 }  // namespace edgewright

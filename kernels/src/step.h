@@ -40,10 +40,36 @@ struct Call {
   float* const* outputs;
   int64_t sample;
   uint8_t* arena;
-  uint8_t* scratch;
+  uint8_t* scratch;  // of the thread
 };
 
-using Run = std::function<void(const Call&)>;
+// An operator made ready. Its result is made of `units`, numbered from 0, of about equal work; no two write
+// the same byte, and none reads what another wrote, so threads may share them. The bits never depend on how.
+struct Step {
+  // Computes the units in [begin, end), begin < end, and nothing else.
+  std::function<void(const Call&, int64_t begin, int64_t end)> run;
+  int64_t units;
+  double work;  // of all units, as `cost` counts it
+};
+
+// Rough costs, in nanoseconds of one core of today. They decide whether threads are worth it, nothing else.
+namespace cost {
+constexpr double kProduct = 0.02;      // of a multiplication in a dense convolution or a matrix product
+constexpr double kLooseProduct = 0.1;  // and in a depthwise or a transposed convolution
+constexpr double kValue = 0.2;         // of a value that simple arithmetic makes
+constexpr double kRowValue = 1.0;      // and of one in Softmax or LayerNorm
+constexpr double kByte = 0.05;         // of a byte that is moved
+}  // namespace cost
+
+// A long array cut into units.
+struct Blocks {
+  static constexpr int64_t kSize = 2048;
+
+  int64_t count;
+
+  int64_t units() const { return (count + kSize - 1) / kSize; }
+  int64_t start(int64_t unit) const { return unit * kSize < count ? unit * kSize : count; }
+};
 
 // The indices of an input that an Embedding looks up.
 struct IndexLimit {
@@ -95,29 +121,29 @@ class Setup {
 };
 
 // One function per kind, each beside its family.
-Run prepare_quantize(Setup&);
-Run prepare_dequantize(Setup&);
-Run prepare_add(Setup&);
-Run prepare_multiply(Setup&);
-Run prepare_requantize(Setup&);
-Run prepare_lookup(Setup&);
+Step prepare_quantize(Setup&);
+Step prepare_dequantize(Setup&);
+Step prepare_add(Setup&);
+Step prepare_multiply(Setup&);
+Step prepare_requantize(Setup&);
+Step prepare_lookup(Setup&);
 
-Run prepare_convolution(Setup&);
-Run prepare_fully_connected(Setup&);
-Run prepare_transposed_convolution(Setup&);
-Run prepare_embedding(Setup&);
+Step prepare_convolution(Setup&);
+Step prepare_fully_connected(Setup&);
+Step prepare_transposed_convolution(Setup&);
+Step prepare_embedding(Setup&);
 
-Run prepare_max_pool(Setup&);
-Run prepare_average_pool(Setup&);
-Run prepare_resize(Setup&);
+Step prepare_max_pool(Setup&);
+Step prepare_average_pool(Setup&);
+Step prepare_resize(Setup&);
 
-Run prepare_transpose(Setup&);
-Run prepare_reshape(Setup&);
-Run prepare_concat(Setup&);
-Run prepare_slice(Setup&);
+Step prepare_transpose(Setup&);
+Step prepare_reshape(Setup&);
+Step prepare_concat(Setup&);
+Step prepare_slice(Setup&);
 
-Run prepare_matmul(Setup&);
-Run prepare_softmax(Setup&);
-Run prepare_layer_norm(Setup&);
+Step prepare_matmul(Setup&);
+Step prepare_softmax(Setup&);
+Step prepare_layer_norm(Setup&);
 
 }  // namespace edgewright

@@ -6,9 +6,15 @@
 namespace edgewright {
 namespace {
 
-std::vector<int64_t> row_major(const std::vector<int64_t>& shape) {
-  std::vector<int64_t> stride(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) stride[i - 1] = stride[i] * shape[i];
+using Strides = std::array<int64_t, kMaxRank>;
+
+Strides row_major(const std::vector<int64_t>& shape) {
+  Strides stride{};
+  int64_t behind = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    stride[i] = behind;
+    behind *= shape[i];
+  }
   return stride;
 }
 
@@ -33,7 +39,8 @@ Strided joined(const Strided& all) {
   return made;
 }
 
-// y[c * y_stride + r] = x[r * x_stride + c], in squares that stay in the cache.
+}  // namespace
+
 void transpose(const uint8_t* x, int64_t rows, int64_t columns, int64_t x_stride, uint8_t* y,
                int64_t y_stride) {
   constexpr int64_t kSquare = 64;
@@ -48,26 +55,28 @@ void transpose(const uint8_t* x, int64_t rows, int64_t columns, int64_t x_stride
   }
 }
 
-}  // namespace
+int64_t Strided::row() const { return row_major(size)[0]; }
 
-void Strided::copy(const uint8_t* x, uint8_t* y) const {
-  x += base;
+void Strided::copy(const uint8_t* x, uint8_t* y, int64_t begin, int64_t end) const {
   const size_t last = size.size() - 1;
-  const std::vector<int64_t> y_stride = row_major(size);
+  const Strides y_stride = row_major(size);
+  Strides count{};
+  for (size_t i = 0; i <= last; ++i) count[i] = i == 0 ? end - begin : size[i];
+  x += base + begin * stride[0];
   // The innermost work: a run of bytes, a transposition of the last axis with the one that is contiguous in
   // x, or a row of single bytes.
   size_t other = last;
   if (stride[last] != 1) {
     for (size_t i = 0; i < last; ++i) other = stride[i] == 1 ? i : other;
   }
-  std::vector<int64_t> index(size.size());
+  Strides index{};
   for (;;) {
     if (stride[last] == 1) {
-      std::memcpy(y, x, static_cast<size_t>(size[last]));
+      std::memcpy(y, x, static_cast<size_t>(count[last]));
     } else if (other != last) {
-      transpose(x, size[last], size[other], stride[last], y, y_stride[other]);
+      transpose(x, count[last], count[other], stride[last], y, y_stride[other]);
     } else {
-      for (int64_t i = 0; i < size[last]; ++i) y[i] = x[i * stride[last]];
+      for (int64_t i = 0; i < count[last]; ++i) y[i] = x[i * stride[last]];
     }
     size_t axis = last;
     for (; axis > 0; --axis) {
@@ -75,9 +84,9 @@ void Strided::copy(const uint8_t* x, uint8_t* y) const {
       if (i == other) continue;
       x += stride[i];
       y += y_stride[i];
-      if (++index[i] < size[i]) break;
-      x -= stride[i] * size[i];
-      y -= y_stride[i] * size[i];
+      if (++index[i] < count[i]) break;
+      x -= stride[i] * count[i];
+      y -= y_stride[i] * count[i];
       index[i] = 0;
     }
     if (axis == 0) return;
@@ -85,7 +94,7 @@ void Strided::copy(const uint8_t* x, uint8_t* y) const {
 }
 
 Strided transposition(const std::vector<int64_t>& shape, const std::vector<int32_t>& order) {
-  const std::vector<int64_t> stride = row_major(shape);
+  const Strides stride = row_major(shape);
   Strided all;
   for (const int32_t axis : order) {
     all.size.push_back(shape[static_cast<size_t>(axis)]);
@@ -98,7 +107,8 @@ Strided stretches(const std::vector<int64_t>& x, const std::vector<int64_t>& y,
                   const std::vector<int32_t>& starts, const std::vector<int32_t>& steps) {
   Strided all;
   all.size = y;
-  all.stride = row_major(x);
+  const Strides stride = row_major(x);
+  all.stride.assign(stride.begin(), stride.begin() + static_cast<std::ptrdiff_t>(x.size()));
   for (size_t i = 0; i < x.size(); ++i) {
     all.base += starts[i] * all.stride[i];
     all.stride[i] *= steps[i];
@@ -109,7 +119,7 @@ Strided stretches(const std::vector<int64_t>& x, const std::vector<int64_t>& y,
 Broadcast broadcast(const std::vector<int64_t>& b, const std::vector<int64_t>& a, size_t most) {
   std::vector<int64_t> padded(a.size() - b.size(), 1);
   padded.insert(padded.end(), b.begin(), b.end());
-  std::vector<int64_t> stride = row_major(padded);
+  const Strides stride = row_major(padded);
   // The last axes where b equals a, and those where it has one value: whichever makes the longer run.
   size_t axis = a.size();
   Broadcast made;

@@ -1,9 +1,12 @@
 // Walks over arrays whose axes are not in the order of memory.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+#include "plan.h"
 
 namespace edgewright {
 
@@ -14,8 +17,16 @@ struct Strided {
 
   // True when y is x itself, byte for byte.
   bool is_plain() const { return base == 0 && size.size() == 1 && stride[0] == 1; }
-  void copy(const uint8_t* x, uint8_t* y) const;
+  // Elements of y under one first index.
+  int64_t row() const;
+  void copy(const uint8_t* x, uint8_t* y) const { copy(x, y, 0, size[0]); }
+  // The part whose first index lies in [begin, end); it goes to y.
+  void copy(const uint8_t* x, uint8_t* y, int64_t begin, int64_t end) const;
 };
+
+// y[c * y_stride + r] = x[r * x_stride + c], in squares that stay in the cache.
+void transpose(const uint8_t* x, int64_t rows, int64_t columns, int64_t x_stride, uint8_t* y,
+               int64_t y_stride);
 
 // y = transpose(x, order), numpy's.
 Strided transposition(const std::vector<int64_t>& shape, const std::vector<int32_t>& order);
@@ -30,13 +41,25 @@ struct Broadcast {
   int64_t run = 1;                    // elements of a in one run
   bool contiguous = true;             // b follows a along a run; otherwise it stays where it is
 
-  // Calls f(offset in a, offset in b) for each run, in order.
+  int64_t runs() const {
+    int64_t count = 1;
+    for (const int64_t d : size) count *= d;
+    return count;
+  }
+
+  // Calls f(offset in a, offset in b) for the runs in [begin, end), in order.
   template <class F>
-  void for_each(F f) const {
-    std::vector<int64_t> index(size.size());
-    for (int64_t a = 0, b = 0;;) {
+  void for_each(int64_t begin, int64_t end, F f) const {
+    std::array<int64_t, kMaxRank> index{};
+    int64_t b = 0;
+    for (int64_t i = static_cast<int64_t>(size.size()) - 1, left = begin; i >= 0; --i) {
+      const size_t axis = static_cast<size_t>(i);
+      index[axis] = left % size[axis];
+      left /= size[axis];
+      b += index[axis] * stride[axis];
+    }
+    for (int64_t a = begin * run; a < end * run; a += run) {
       f(a, b);
-      a += run;
       size_t axis = size.size();
       for (; axis > 0; --axis) {
         const size_t i = axis - 1;
@@ -45,7 +68,6 @@ struct Broadcast {
         b -= stride[i] * size[i];
         index[i] = 0;
       }
-      if (axis == 0) return;
     }
   }
 };

@@ -340,7 +340,8 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Samples in one call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, interleaved.")] = 200,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads of ONNX Runtime; the native engine has one.")
+        int,
+        typer.Option(min=1, max=64, help="Threads that share one call, in each engine but the reference."),
     ] = 1,
     profile: Annotated[
         bool, typer.Option("--profile", help="Time each operator of the native engine, and nothing else.")
@@ -364,7 +365,7 @@ def bench(
             _check_place(trace)
         if "plan.bin" not in opened.files:
             raise ArtifactError(f"{artifact}: has no integer program (plan.bin) to profile")
-        _profile(opened, rounds, trace, console, json_to)
+        _profile(opened, rounds, threads, trace, console, json_to)
         return
     golden = opened.golden()[0]
     inputs = {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
@@ -385,12 +386,14 @@ def bench(
     emit(json_to, {name: asdict(time) for name, time in times.items()})
 
 
-def _profile(artifact: Artifact, rounds: int, trace: Path | None, console: Any, json_to: str | None) -> None:
+def _profile(
+    artifact: Artifact, rounds: int, threads: int, trace: Path | None, console: Any, json_to: str | None
+) -> None:
     import json
 
     from edgewright.profiling import chrome_trace, profile
 
-    times = profile(artifact, rounds=rounds)
+    times = profile(artifact, rounds=rounds, threads=threads)
     table = Table("", "operator", "shape", "µs", "share", "GMAC/s", title=escape(str(artifact.path)))
     for name in ("µs", "share", "GMAC/s"):
         next(c for c in table.columns if c.header == name).justify = "right"

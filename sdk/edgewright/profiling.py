@@ -53,7 +53,9 @@ class OperatorTime:
         return self.macs / self.microseconds / 1e3 if self.microseconds else 0.0
 
 
-def profile(artifact: Artifact, *, rounds: int = 100, warmup: int = 10) -> tuple[OperatorTime, ...]:
+def profile(
+    artifact: Artifact, *, rounds: int = 100, warmup: int = 10, threads: int = 1
+) -> tuple[OperatorTime, ...]:
     """Runs one golden sample many times on the native engine and times each operator.
 
     Reading the clock costs some 30 ns for each operator, which `edgewright bench` without a profile does not
@@ -63,9 +65,10 @@ def profile(artifact: Artifact, *, rounds: int = 100, warmup: int = 10) -> tuple
         artifact: With an integer program.
         rounds: Timed runs.
         warmup: Runs before them that are not timed.
+        threads: Threads that share a run, as Runner's.
 
     Raises:
-        ValueError: No round.
+        ValueError: No round, or a number of threads that is not allowed.
         ArtifactError: The artifact has no integer program.
         RunnerError: The engine refuses the program.
     """
@@ -74,7 +77,7 @@ def profile(artifact: Artifact, *, rounds: int = 100, warmup: int = 10) -> tuple
     data = artifact.read("plan.bin")
     try:
         plan = decode(data)
-        engine = Engine(data, artifact.read("weights.safetensors"))
+        engine = Engine(data, artifact.read("weights.safetensors"), threads=threads)
     except KernelError as error:
         raise RunnerError(f"{artifact.path}: {error}") from error
     inputs = {name: np.ascontiguousarray(value[:1]) for name, value in artifact.golden()[0].items()}

@@ -199,6 +199,14 @@ def test_one_runner_serves_many_threads(tiny: Artifact, backend: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_threads_of_the_native_engine_change_no_bit(tiny: Artifact) -> None:
+    x = {"x": samples(16)}
+    one, four = (Runner(tiny, threads=n).run(x)["y"].tobytes() for n in (1, 4))
+    assert one == four
+    with pytest.raises(ValueError, match="65 threads: 1 to 64 are allowed"):
+        Runner(tiny, threads=65)
+
+
 def test_threads_of_onnxruntime_change_no_result(tiny: Artifact) -> None:
     x = {"x": samples(16)}
     one, two = (Runner(tiny, "onnxruntime", threads=n).run(x)["y"] for n in (1, 2))

@@ -224,6 +224,28 @@ def test_runs_have_the_bits_of_the_reference(
     assert found.tobytes() == expected.tobytes()
 
 
+def test_threads_change_no_bit_and_take_a_scratch_each(
+    library: Library, cnn: tuple[ctypes.c_void_p, np.ndarray, np.ndarray]
+) -> None:
+    model, images, expected = cnn
+    sizes = []
+    for threads in (1, 2, 3, 64, 1):
+        assert library.c.edgewright_set_threads(model, threads) == OK, library.error()
+        found = np.empty_like(expected)
+        assert library.run(model, [buffer(images)], [buffer(found)], 2) == OK
+        assert found.tobytes() == expected.tobytes()
+        sizes.append(library.c.edgewright_memory_bytes(model))
+    scratch = sizes[1] - sizes[0]
+    assert scratch > 0
+    assert sizes == [sizes[0] + n * scratch for n in (0, 1, 2, 63, 0)]
+    for threads in (0, -1, 65):
+        assert library.c.edgewright_set_threads(model, threads) == INVALID
+        assert library.error() == f"{threads} threads: 1 to 64 are allowed"
+    assert library.c.edgewright_memory_bytes(model) == sizes[0]
+    assert library.c.edgewright_set_threads(None, 2) == INVALID
+    assert library.error() == "set_threads: a pointer is NULL"
+
+
 def test_wrong_buffers_are_refused_and_named(
     library: Library, cnn: tuple[ctypes.c_void_p, np.ndarray, np.ndarray]
 ) -> None:

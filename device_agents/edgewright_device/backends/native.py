@@ -18,14 +18,14 @@ from edgewright_kernels.plan import decode
 class NativeBackend:
     """Runs plan.bin on the best kernel path of this CPU; the same bits on every path."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
         plan = artifact.read(PLAN)
         try:
             check_ports(artifact, decode(plan))
             if artifact.files[WEIGHTS].size_bytes == 0:
                 raise RunnerError(f"{artifact.path / WEIGHTS}: is empty")  # which cannot be mapped
             weights = np.memmap(artifact.path / WEIGHTS, dtype=np.uint8, mode="r")
-            self._engine = Engine(plan, weights)
+            self._engine = Engine(plan, weights, threads=threads)
         except KernelError as error:
             raise RunnerError(f"{artifact.path / PLAN}: {error}") from error
 
