@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgewright.graph import attributes, initializers, value_shapes
+from edgewright.wiring import attributes, initializers, value_shapes
 
 MAGIC = 7767517
 INT8_TAG = struct.pack("<I", 0x000D4B38)

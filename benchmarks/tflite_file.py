@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from ai_edge_litert import schema_py_generated as schema
 
-from edgewright.graph import attributes, initializers, value_shapes
+from edgewright.wiring import attributes, initializers, value_shapes
 
 FILE_VERSION = 3
 IDENTIFIER = b"TFL3"

@@ -49,7 +49,7 @@ _REQUIRED = frozenset({WEIGHTS, ONNX, GOLDEN})
 _CHUNK = 1 << 20
 _ENCRYPTED = 1  # bit of a zip member's flags
 _NPY_HEADER = re.compile(
-    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \(((?:\d{1,10},? ?){1,8})\), \} *\n"
+    rb"\{'descr': '<(f4|i8)', 'fortran_order': False, 'shape': \(((?:\d{1,10},? ?){1,8})\), \} *\n"
 )
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -62,7 +62,7 @@ class Port:
     Attributes:
         name: Its name in `Runner.run`.
         shape: None is the batch, any size from 1 up; it comes first.
-        dtype: "float32".
+        dtype: "float32"; or "int64" for an input of row numbers, which has no grid: scale 0.0, zero point 0.
         scale: Step between two neighbouring integers inside the integer program, in the port's unit.
         zero_point: The integer, 0..255, that stands for 0.0.
         minimum: Smallest value seen in calibration.
@@ -162,7 +162,7 @@ class Artifact:
         return data
 
     def golden(self) -> tuple[Arrays, Arrays]:
-        """Inputs and the exact outputs of the native engine for them, by name, float32, batch first.
+        """Inputs and the native engine's exact outputs for them, by name, of the ports' dtypes, batch first.
 
         Raises:
             ArtifactError: golden.npz is damaged.
@@ -188,8 +188,8 @@ def encode_golden(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, 
     """golden.npz with the keys `input.NAME` and `output.NAME`; the same arrays give the same bytes.
 
     Args:
-        inputs: By name, float32, batch first.
-        outputs: The same.
+        inputs: By name, float32 or int64, batch first.
+        outputs: The same, float32.
     """
     arrays = {f"input.{k}": v for k, v in inputs.items()} | {f"output.{k}": v for k, v in outputs.items()}
     out = io.BytesIO()
@@ -220,7 +220,7 @@ def decode_golden(data: bytes, *, where: str = GOLDEN) -> tuple[Arrays, Arrays]:
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
                     raise ValueError(f"{member.filename} is packed or encrypted; members are stored")
                 kind, _, name = member.filename.removesuffix(".npy").partition(".")
-                {"input": inputs, "output": outputs}[kind][name] = _float32_array(archive.read(member))
+                {"input": inputs, "output": outputs}[kind][name] = _array(archive.read(member))
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
         raise ArtifactError(f"{where}: not readable as golden vectors ({error})") from None
     if not inputs or not outputs:
@@ -228,18 +228,19 @@ def decode_golden(data: bytes, *, where: str = GOLDEN) -> tuple[Arrays, Arrays]:
     return inputs, outputs
 
 
-def _float32_array(data: bytes) -> npt.NDArray[np.float32]:
+def _array(data: bytes) -> npt.NDArray[Any]:
     """A `.npy` member: its own header is not trusted to say how much memory to take."""
     stream = io.BytesIO(data)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("a .npy header that is not of version 1.0")
     header = _NPY_HEADER.fullmatch(stream.read(int.from_bytes(stream.read(2), "little")))
     if header is None:
-        raise ValueError("a .npy header that is not of a float32 array in C order")
-    shape = tuple(int(n) for n in header[1].split(b",") if n.strip())
-    if not shape or math.prod(shape) * 4 != len(data) - stream.tell():
+        raise ValueError("a .npy header that is not of a float32 or int64 array in C order")
+    dtype = np.dtype(f"<{header[1].decode()}")
+    shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
+    if not shape or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
-    return np.frombuffer(data, "<f4", offset=stream.tell()).reshape(shape).copy()
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape).copy()
 
 
 def write_artifact(
@@ -377,7 +378,7 @@ def _parse(root: Path, manifest: bytes) -> Artifact:
             producer=_match(_PRODUCER, data["producer"]),
             targets=tuple(_match(_NAME, t) for t in _list(data["targets"])),
             inputs=_ports(data["inputs"]),
-            outputs=_ports(data["outputs"]),
+            outputs=_float32_ports(data["outputs"]),
             files=files,
         )
     except KeyError as error:
@@ -412,23 +413,35 @@ def _ports(data: object) -> tuple[Port, ...]:
     return ports
 
 
+def _float32_ports(data: object) -> tuple[Port, ...]:
+    ports = _ports(data)
+    if any(p.dtype != "float32" for p in ports):
+        raise ValueError("outputs are float32")
+    return ports
+
+
 def _port(data: dict[str, Any]) -> Port:
     batch, *dims = _list(data["shape"])
     if batch is not None or not 1 <= len(dims) < MAX_RANK:
         raise ValueError(f"shape {data['shape']!r}: null for the batch, then 1 to {MAX_RANK - 1} sizes")
-    if data["dtype"] != "float32":
-        raise ValueError(f"dtype {data['dtype']!r} is not float32")
+    dtype = data["dtype"]
+    if dtype not in ("float32", "int64"):
+        raise ValueError(f"dtype {dtype!r} is neither float32 nor int64")
     if not isinstance(data["name"], str) or not 0 < len(data["name"].encode()) <= 255:
         raise ValueError("a port's name has 1 to 255 bytes")
     scale, minimum, maximum = (_number(data[k]) for k in ("scale", "minimum", "maximum"))
-    if not (math.isfinite(scale) and scale > 0 and math.isfinite(minimum) and math.isfinite(maximum)):
+    if dtype == "int64" and (scale != 0 or data["zero_point"] != 0):
+        raise ValueError(f"port {data['name']!r}: int64 has no scale and no zero point")
+    if not (math.isfinite(scale) and math.isfinite(minimum) and math.isfinite(maximum)):
+        raise ValueError(f"port {data['name']!r}: scale and range must be finite, the scale positive")
+    if dtype == "float32" and scale <= 0:
         raise ValueError(f"port {data['name']!r}: scale and range must be finite, the scale positive")
     if minimum > maximum:
         raise ValueError(f"port {data['name']!r}: its range {minimum} to {maximum} is the wrong way round")
     return Port(
         name=data["name"],
         shape=(None, *(_integer(d, 1 << 20, least=1) for d in dims)),
-        dtype="float32",
+        dtype=dtype,
         scale=scale,
         zero_point=_integer(data["zero_point"], 255),
         minimum=minimum,

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from edgewright_device.artifact import Arrays, Artifact
 from edgewright_device.errors import RunnerError
 
-_FLOAT32 = np.dtype(np.float32)
 BACKENDS = ("native", "onnxruntime", "litert", "reference")
 
 
@@ -45,14 +44,14 @@ class Runner:
             raise ValueError(f"{threads} threads: one at least is needed")
         self.artifact = artifact
         self.backend = backend
-        self._samples = {p.name: p.shape[1:] for p in artifact.inputs}  # shape of one sample
+        self._samples = {p.name: (p.shape[1:], np.dtype(p.dtype)) for p in artifact.inputs}
         self._backend = _load(artifact, backend, threads)
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> Arrays:
         """Runs one batch; safe to call from several threads at once.
 
         Args:
-            inputs: By name; float32, shape as in `artifact.inputs`, the same batch size N >= 1 for all.
+            inputs: By name; dtype and shape as in `artifact.inputs`, the same batch size N >= 1 for all.
 
         Returns:
             By name; float32, batch first.
@@ -68,10 +67,10 @@ class Runner:
             raise ValueError(f"inputs {sorted(inputs)}: this model takes {sorted(self._samples)}")
         arrays: Arrays = {}
         batch = 0
-        for name, sample in self._samples.items():
+        for name, (sample, dtype) in self._samples.items():
             array = np.asarray(inputs[name])
-            if array.dtype != _FLOAT32:
-                raise ValueError(f"input {name!r}: dtype {array.dtype}, float32 is needed")
+            if array.dtype != dtype:
+                raise ValueError(f"input {name!r}: dtype {array.dtype}, {dtype} is needed")
             shape = array.shape
             if shape[1:] != sample or not shape or not shape[0]:
                 want = ", ".join(map(str, ("N", *sample)))

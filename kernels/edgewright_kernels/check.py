@@ -13,6 +13,7 @@ from edgewright_kernels.program import (
     Add,
     AveragePool,
     Concat,
+    Constant,
     Convolution,
     Dequantize,
     Embedding,
@@ -128,6 +129,9 @@ def _check_tensor(plan: Plan, tensor: Tensor) -> None:
 
 def _check_op(plan: Plan, op: Op) -> None:
     reads, y = tensor_inputs(op), op.y
+    if isinstance(op, Constant):
+        _check_constant(plan, op)
+        return
     if not reads:
         raise PlanError("reads nothing")
     for number in (*reads, y):
@@ -200,6 +204,17 @@ def _check_op(plan: Plan, op: Op) -> None:
             _check_transposed(plan, op, x_t, y_t)
         case Convolution() | MaxPool() | AveragePool():
             _check_window(plan, op, x_t, y_t)
+
+
+def _check_constant(plan: Plan, op: Constant) -> None:
+    if not 0 <= op.y < len(plan.tensors):
+        raise PlanError(f"there is no tensor {op.y}")
+    y_t = plan.tensors[op.y]
+    if y_t.dtype != "uint8":
+        raise PlanError("gives uint8")
+    size = _range(plan, op.weight)
+    if size != y_t.elements:
+        raise PlanError(f"range {op.weight} has {size} bytes, {y_t.elements} are needed")
 
 
 def _check_order(order: tuple[int, ...], x_t: Tensor, y_t: Tensor) -> None:

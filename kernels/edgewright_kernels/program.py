@@ -446,6 +446,14 @@ class TransposedConvolution:
     rescale: Rescale
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """Values that are the same for every sample: y's bytes are those of range `weight`, uint8, row-major."""
+
+    y: int
+    weight: int
+
+
 Op: TypeAlias = (
     Quantize
     | Dequantize
@@ -467,6 +475,7 @@ Op: TypeAlias = (
     | Resize
     | Embedding
     | TransposedConvolution
+    | Constant
 )
 # The number of a kind is its place in this tuple plus one. Append only.
 OP_KINDS: tuple[type[Op], ...] = (
@@ -490,6 +499,7 @@ OP_KINDS: tuple[type[Op], ...] = (
     Resize,
     Embedding,
     TransposedConvolution,
+    Constant,
 )
 
 
@@ -525,4 +535,6 @@ def tensor_inputs(op: Op) -> tuple[int, ...]:
             return (op.x, mask)
         case Concat():
             return op.inputs
+        case Constant():
+            return ()
     return (op.x,)

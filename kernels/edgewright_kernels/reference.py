@@ -66,11 +66,21 @@ def trace(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Value]) -> dict[s
     parameters = check_weights(plan, weights)
     values: dict[int, Value] = dict(_bind(plan, inputs))
     for i, op in enumerate(plan.ops):
+        if isinstance(op, ir.Constant):
+            values[op.y] = _constant(plan, op, weights, len(values[plan.inputs[0]]))
+            continue
         read = ir.tensor_inputs(op)
         weight, bias = parameters.get(i, (_NONE, _NONE))
         result = _run(plan, op, [values[t] for t in read], weight, bias)
         values[op.y] = np.ascontiguousarray(result)
     return {plan.tensors[number].name: value for number, value in values.items()}
+
+
+def _constant(plan: ir.Plan, op: ir.Constant, weights: Buffer, samples: int) -> Value:
+    """The same bytes for every sample."""
+    at, shape = plan.ranges[op.weight], plan.tensors[op.y].shape
+    stored = memoryview(weights).cast("B")[at.offset : at.offset + at.size]  # type: ignore[arg-type]
+    return np.broadcast_to(np.frombuffer(stored, np.uint8).reshape(shape), (samples, *shape)).copy()
 
 
 def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias: Int64Array) -> Value:
@@ -124,6 +134,8 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
             acc = _interpolate(_interpolate(centred[0], op.rows, 1), op.columns, 2)
         case ir.Embedding():
             acc = weight[_checked_indices(x, x_t, len(weight))]
+        case ir.Constant():
+            raise AssertionError("it reads nothing, and is seen to by its caller")
     return _clamped(requantize(acc, op.rescale.multiplier, op.rescale.shift), op.rescale, y_t)
 
 

@@ -18,6 +18,7 @@ constexpr Step (*kPrepare[kKinds])(Setup&) = {
     prepare_transpose, prepare_reshape,      prepare_matmul,      prepare_multiply,
     prepare_lookup,    prepare_softmax,      prepare_layer_norm,  prepare_concat,
     prepare_slice,     prepare_resize,       prepare_embedding,   prepare_transposed_convolution,
+    prepare_constant,
 };
 
 // A step that threads share.

@@ -165,7 +165,7 @@ void read_weights(Words& words, Op& op) {
 Op read_op(Kind kind, Words words) {
   Op op;
   op.kind = kind;
-  if (kind != Kind::kConcat) op.reads = words.take(1);
+  if (kind != Kind::kConcat && kind != Kind::kConstant) op.reads = words.take(1);
   if (kind == Kind::kAdd || kind == Kind::kMultiply || kind == Kind::kMatMul) {
     op.reads.push_back(words.take());
   }
@@ -229,6 +229,7 @@ Op read_op(Kind kind, Words words) {
       op.columns = read_interpolation(words);
       break;
     case Kind::kEmbedding:
+    case Kind::kConstant:
       op.weight = words.take();
       break;
     case Kind::kAdd:
@@ -246,6 +247,7 @@ Op read_op(Kind kind, Words words) {
     case Kind::kLookup:
     case Kind::kConcat:
     case Kind::kSlice:
+    case Kind::kConstant:
       break;
     default:
       op.rescale = read_rescale(words);
@@ -266,6 +268,7 @@ const char* name_of(Kind kind) {
       "AveragePool", "Add",        "Requantize",  "Transpose",      "Reshape",
       "MatMul",      "Multiply",   "Lookup",      "Softmax",        "LayerNorm",
       "Concat",      "Slice",      "Resize",      "Embedding",      "TransposedConvolution",
+      "Constant",
   };
   return kNames[static_cast<uint32_t>(kind) - 1];
 }

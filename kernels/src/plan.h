@@ -72,14 +72,15 @@ enum class Kind : uint32_t {
   kResize,
   kEmbedding,
   kTransposedConvolution,
+  kConstant,
 };
-constexpr uint32_t kKinds = 20;
+constexpr uint32_t kKinds = 21;
 const char* name_of(Kind kind);
 
 // One operator of any kind; what a kind does not have keeps its default.
 struct Op {
   Kind kind;
-  std::vector<int32_t> reads;  // tensors: x; a, b; x, mask; or all of a Concat
+  std::vector<int32_t> reads;  // tensors: x; a, b; x, mask; all of a Concat; none of a Constant
   int32_t y = -1;
   int32_t weight = -1, bias = -1;  // byte ranges; a bias of -1 is none
   int32_t weight_bits = 8;

@@ -65,4 +65,15 @@ Step prepare_concat(Setup& setup) {
   return {run, rounds, cost::kByte * static_cast<double>(setup.y().elements())};
 }
 
+Step prepare_constant(Setup& setup) {
+  const Blocks blocks = {setup.y().elements()};
+  const std::shared_ptr<Bytes> kept = setup.take(static_cast<size_t>(blocks.count));
+  std::memcpy(kept->data(), setup.bytes_of(setup.op().weight), static_cast<size_t>(blocks.count));
+  const auto run = [=, at = setup.y().offset](const Call& call, int64_t begin, int64_t end) {
+    const int64_t from = blocks.start(begin), size = blocks.start(end) - from;
+    std::memcpy(call.arena + at + from, kept->data() + from, static_cast<size_t>(size));
+  };
+  return {run, blocks.units(), cost::kByte * static_cast<double>(blocks.count)};
+}
+
 }  // namespace edgewright

@@ -141,6 +141,7 @@ Step prepare_transpose(Setup&);
 Step prepare_reshape(Setup&);
 Step prepare_concat(Setup&);
 Step prepare_slice(Setup&);
+Step prepare_constant(Setup&);
 
 Step prepare_matmul(Setup&);
 Step prepare_softmax(Setup&);

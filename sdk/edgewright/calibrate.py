@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,11 @@ import onnx
 
 from edgewright.errors import ExportError
 from edgewright.graph import onnx_function
+from edgewright.wiring import Wiring
 
 BINS = 2048
 BATCH = 64
+MOST_BYTES = 256 << 20  # of values watched at a time; a large model gets smaller batches
 LEAST_SCALE = 2.0**-100  # far above the smallest normal float32
 
 Method = Literal["minmax", "percentile", "mse"]
@@ -61,9 +64,15 @@ class Observed:
     counts: npt.NDArray[np.int64]
 
     def grid(self, method: Method, percentile: float) -> Grid:
-        """The grid by min-max, by percentile of the histogram, or by least squared error."""
+        """The grid by min-max, by percentile of the histogram, or by least squared error.
+
+        Raises:
+            ValueError: It was observed without a histogram, and the method needs one.
+        """
         if method == "minmax" or self.minimum == self.maximum:
             return Grid.around(self.minimum, self.maximum)
+        if not self.counts.any():
+            raise ValueError(f"{method!r} needs histograms")
         if method == "percentile":
             share = np.cumsum(self.counts) / self.counts.sum()
             edges = np.linspace(self.minimum, self.maximum, BINS + 1)
@@ -84,30 +93,35 @@ class Observed:
 def observe(
     model: onnx.ModelProto,
     names: Iterable[str],
-    samples: Mapping[str, npt.NDArray[np.float32]],
+    samples: Mapping[str, npt.NDArray[Any]],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    histograms: bool = True,
 ) -> dict[str, Observed]:
     """Runs the float graph on samples, in two passes: ranges, then histograms.
 
     Args:
         model: A float graph.
-        names: Values to observe, inputs of the graph among them.
+        names: Values to observe, inputs of the graph among them; those of float32 only.
         samples: The graph's inputs by name, shape (samples, ...).
-        progress: Called with (samples done, samples in both passes).
+        progress: Called with (samples done, samples in all passes).
+        histograms: Whether to make the second pass; grids by min-max do without.
 
     Raises:
         ExportError: The samples are empty, or a value is NaN or infinite on them.
     """
-    wanted = list(dict.fromkeys(names))
+    wanted = [n for n in dict.fromkeys(names) if n not in samples or samples[n].dtype == np.float32]
     count = len(next(iter(samples.values())))
     if count == 0:
         raise ExportError("calibration data is empty; give at least one sample, better some hundred")
     computed = [n for n in wanted if n not in samples]
     run = onnx_function(model, computed)
+    batch = _batch(model, wanted)
+    passes = 2 if histograms else 1
 
-    def batches() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-        for start in range(0, count, BATCH):
-            feed = {n: v[start : start + BATCH] for n, v in samples.items()}
+    def batches() -> Iterator[dict[str, npt.NDArray[Any]]]:
+        for start in range(0, count, batch):
+            feed = {n: v[start : start + batch] for n, v in samples.items()}
             yield {n: feed[n] for n in wanted if n in feed} | (run(feed) if computed else {})
 
     done = 0
@@ -120,9 +134,9 @@ def observe(
             ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
         done += 1
         if progress:
-            progress(min(done * BATCH, count), 2 * count)
+            progress(min(done * batch, count), passes * count)
     counts = {name: np.zeros(BINS, np.int64) for name in wanted}
-    for values in batches():
+    for values in batches() if histograms else ():
         for name, value in values.items():
             low, high = ranges[name]
             if high > low:
@@ -130,5 +144,12 @@ def observe(
                 counts[name] += np.histogram(value.astype(np.float64), BINS, (low, high))[0]
         done += 1
         if progress:
-            progress(min(done * BATCH, 2 * count), 2 * count)
+            progress(min(done * batch, 2 * count), 2 * count)
     return {n: Observed(minimum=ranges[n][0], maximum=ranges[n][1], counts=counts[n]) for n in wanted}
+
+
+def _batch(model: onnx.ModelProto, names: Iterable[str]) -> int:
+    """Samples to run at a time, so that the values watched fit the memory meant for them."""
+    shapes = Wiring(model).infer(1)[0]
+    one = sum(4 * math.prod(shapes.get(n, ())) for n in names)
+    return max(1, min(BATCH, MOST_BYTES // max(one, 1)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from edgewright_device import Port
 
 FloatArray = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.int64]
 
 # Share of each kind, in percent.
 STRATA = {"sample": 40, "between": 20, "noise": 20, "shift": 10, "edge": 10}
@@ -26,23 +28,25 @@ class Cases:
     """Inputs for verification.
 
     Attributes:
-        inputs: By input name, float32, shape (cases, ...).
+        inputs: By input name, of its dtype, shape (cases, ...).
         strata: The kind of each case, shape (cases,).
     """
 
-    inputs: Mapping[str, FloatArray]
+    inputs: Mapping[str, npt.NDArray[Any]]
     strata: npt.NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.strata)
 
 
-def generate(ports: Sequence[Port], samples: Mapping[str, FloatArray], count: int, seed: int) -> Cases:
+def generate(ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]], count: int, seed: int) -> Cases:
     """Draws cases of five kinds, each clipped to the range its input was calibrated for.
 
     sample: as it is; between: a mixture of two samples; noise: a sample with uniform noise of up to 5 % of
     the range; shift: a sample moved by one along one axis, or scaled where there is only one; edge: a sample
-    stretched until it touches the range, cut to its two ends, or a constant.
+    stretched until it touches the range, cut to its two ends, or a constant. Row numbers (int64) mean nothing
+    between one another: there, between is the front of one sample and the end of another, noise takes 5 % of
+    the numbers from another sample, and edge is one number throughout.
 
     Args:
         ports: The model's inputs.
@@ -58,10 +62,15 @@ def generate(ports: Sequence[Port], samples: Mapping[str, FloatArray], count: in
     first, second = random.integers(available, size=(2, count))
     # As they are, samples are used in turn: none twice before each was used once.
     first[: sizes[0]] = np.resize(random.permutation(available), sizes[0])
-    inputs: dict[str, FloatArray] = {}
+    whole = any(p.dtype == "int64" for p in ports)
+    cuts = random.random(count) if whole else np.zeros(count)  # one for all inputs, which belong together
+    inputs: dict[str, npt.NDArray[Any]] = {}
     for port in ports:
-        values = samples[port.name][first].astype(np.float32, copy=True)
         other = samples[port.name][second]
+        if port.dtype == "int64":
+            inputs[port.name] = _rows(port, samples[port.name][first], other, strata, cuts, random)
+            continue
+        values = samples[port.name][first].astype(np.float32, copy=True)
         for index, stratum in enumerate(strata):
             if stratum == "between":
                 part = random.random(dtype=np.float32)
@@ -77,13 +86,43 @@ def generate(ports: Sequence[Port], samples: Mapping[str, FloatArray], count: in
     return Cases(inputs=inputs, strata=strata)
 
 
-def beyond_range(ports: Sequence[Port], samples: Mapping[str, FloatArray], count: int, seed: int) -> Cases:
-    """Cases that no calibration saw: samples times ten, negated, moved far, infinite, not a number."""
+def _rows(
+    port: Port,
+    values: IndexArray,
+    other: IndexArray,
+    strata: npt.NDArray[np.str_],
+    cuts: npt.NDArray[np.float64],
+    random: np.random.Generator,
+) -> IndexArray:
+    for index, stratum in enumerate(strata):
+        if stratum == "between":
+            cut = int(cuts[index] * values.shape[-1])
+            values[index, ..., cut:] = other[index, ..., cut:]
+        elif stratum == "noise":
+            taken = random.random(values[index].shape) < NOISE
+            values[index][taken] = other[index][taken]
+        elif stratum == "shift":
+            values[index] = np.roll(values[index], int(random.choice([-1, 1])), axis=-1)
+        elif stratum == "edge":
+            values[index] = random.integers(int(port.minimum), int(port.maximum), endpoint=True)
+    return values
+
+
+def beyond_range(
+    ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]], count: int, seed: int
+) -> Cases:
+    """Cases that no calibration saw: samples times ten, negated, moved far, infinite, not a number.
+
+    Row numbers (int64) stay as they are: an engine refuses those beyond its tables.
+    """
     random = np.random.default_rng(seed)
     available = len(next(iter(samples.values())))
     chosen = random.integers(available, size=count)
-    inputs: dict[str, FloatArray] = {}
+    inputs: dict[str, npt.NDArray[Any]] = {}
     for port in ports:
+        if port.dtype == "int64":
+            inputs[port.name] = samples[port.name][chosen]
+            continue
         values = samples[port.name][chosen].astype(np.float32, copy=True)
         for index in range(count):
             kind = index % 5

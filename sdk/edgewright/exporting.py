@@ -19,11 +19,14 @@ import safetensors.numpy
 
 from edgewright.calibrate import Grid, Observed, observe
 from edgewright.errors import ExportError
-from edgewright.graph import float_graph, forward_parameters, normalize, onnx_function, value_shapes
+from edgewright.graph import float_graph, forward_parameters, onnx_function
+from edgewright.indices import tabulate
 from edgewright.lower import lower
+from edgewright.normalform import normalize
 from edgewright.progress import OnProgress, Progress
 from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
+from edgewright.wiring import value_shapes
 from edgewright_device import Artifact, Port, Target, check_place, encode_golden, write_artifact
 from edgewright_kernels import Engine, KernelError
 from edgewright_kernels.plan import ByteRange, encode
@@ -37,7 +40,7 @@ MAX_CALIBRATION_SAMPLES = 1024
 OPTIMIZED_TOLERANCE = 1e-4
 
 Backend = Literal["native", "onnxruntime"]
-Samples = dict[str, npt.NDArray[np.float32]]
+Samples = dict[str, npt.NDArray[Any]]
 
 
 def export(
@@ -55,7 +58,9 @@ def export(
     """Quantizes a model to INT8 and writes it as an artifact.
 
     Args:
-        model: A module, or the path of a `.pt2` program or a float `.onnx` file. Batch first; float32 inputs.
+        model: A module, or the path of a `.pt2` program or an `.onnx` file. Batch first; inputs of float32,
+            or of int64 for row numbers of tables (tokens) and masks of 0 and 1. All other sizes are fixed,
+            the length of sequences among them.
         example_inputs: For a module: the arguments of one call. Left out, calibration samples serve.
         target: What will run it.
         calibration: Samples like those the model will see: an array (samples, ...); a mapping of such arrays
@@ -97,18 +102,20 @@ def export(
         graph = float_graph(
             model, _as_tuple(_head(model, calibration) if example_inputs is None else example_inputs)
         )
-    report(Progress(step="trace", done=1, total=1))
     _check_ports(graph)
+    graph = tabulate(graph)
+    report(Progress(step="trace", done=1, total=1))
     samples = calibration_samples(calibration, graph)
 
+    settings = quantize or Quantize()
     watched = [v.name for v in (*graph.graph.input, *graph.graph.output)] + activations_to_observe(graph)
     observed = observe(
         graph,
         watched,
         samples,
         lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
+        histograms=settings.calibration != "minmax",
     )
-    settings = quantize or Quantize()
     quantized = quantize_graph(
         graph,
         observed,
@@ -143,8 +150,8 @@ def export(
         name=name,
         producer=f"edgewright {version('edgewright')}",
         targets=(target.name,),
-        inputs=tuple(_port(v, quantized, observed) for v in graph.graph.input),
-        outputs=tuple(_port(v, quantized, observed) for v in graph.graph.output),
+        inputs=tuple(_port(v, quantized, observed, samples) for v in graph.graph.input),
+        outputs=tuple(_port(v, quantized, observed, samples) for v in graph.graph.output),
         files=files,
     )
     report(Progress(step="write", done=1, total=1))
@@ -219,29 +226,39 @@ def _largest_error(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     shapes = value_shapes(before)
     names = [i.name for i in before.graph.input]
     _check_ports(before)
-    feed = {n: random.random((8, *(d or 1 for d in shapes[n][1:])), np.float32) for n in names}
+    kinds = {i.name: i.type.tensor_type.elem_type for i in before.graph.input}
+    feed: dict[str, npt.NDArray[Any]] = {}
+    for name in names:
+        shape = (8, *(d or 1 for d in shapes[name][1:]))
+        whole = kinds[name] == onnx.TensorProto.INT64
+        feed[name] = random.integers(0, 2, shape) if whole else random.random(shape, np.float32)
     a, b = onnx_function(before)(feed), onnx_function(after)(feed)
     return float(np.max([np.abs(a[n] - b[n]).max() / max(np.abs(a[n]).max(), 1e-30) for n in a]))
 
 
 def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
-    """Calibration data in any accepted form, as float32 arrays by input name, shape (samples, ...).
+    """Calibration data in any accepted form, as arrays by input name, shape (samples, ...), of its dtype.
 
     Raises:
         ExportError: Names or shapes do not fit the graph's inputs, or there is not one sample.
     """
     shapes = value_shapes(graph)
+    whole = {i.name for i in graph.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.INT64}
     names = [i.name for i in graph.graph.input]
     samples: Samples = {}
     if isinstance(calibration, Mapping):
-        samples = {str(k): np.atleast_1d(_array(v))[:MAX_CALIBRATION_SAMPLES] for k, v in calibration.items()}
+        samples = {
+            str(k): np.atleast_1d(_array(v, k in whole))[:MAX_CALIBRATION_SAMPLES]
+            for k, v in calibration.items()
+        }
     elif hasattr(calibration, "shape"):
-        samples = {names[0]: np.atleast_1d(_array(calibration))[:MAX_CALIBRATION_SAMPLES]}
+        samples = {names[0]: np.atleast_1d(_array(calibration, names[0] in whole))[:MAX_CALIBRATION_SAMPLES]}
     else:
-        batches: list[tuple[npt.NDArray[np.float32], ...]] = []
+        batches: list[tuple[npt.NDArray[Any], ...]] = []
         count = 0
         for batch in calibration:
-            batches.append(tuple(map(_array, _as_tuple(batch)[: len(names)])))
+            parts = zip(_as_tuple(batch), names, strict=False)
+            batches.append(tuple(_array(part, name in whole) for part, name in parts))
             if len(batches[-1]) < len(names) or any(part.ndim == 0 for part in batches[-1]):
                 raise ExportError(f"each batch of calibration data must begin with the inputs {names}")
             count += len(batches[-1][0])
@@ -271,7 +288,7 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
     return {name: samples[name] for name in names}
 
 
-def _joined(name: str, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+def _joined(name: str, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     try:
         return np.concatenate(parts)
     except ValueError as error:
@@ -335,9 +352,13 @@ def _check_ports(graph: onnx.ModelProto) -> None:
     for value in (*graph.graph.input, *graph.graph.output):
         kind = value.type.tensor_type.elem_type
         shape = value_shapes(graph)[value.name]
-        if kind != onnx.TensorProto.FLOAT:
+        is_input = any(value.name == i.name for i in graph.graph.input)
+        if kind != onnx.TensorProto.FLOAT and not (is_input and kind == onnx.TensorProto.INT64):
             got = onnx.TensorProto.DataType.Name(kind).lower()
-            raise ExportError(f"{value.name!r} is {got}; inputs and outputs must be float32 at this version")
+            raise ExportError(
+                f"{value.name!r} is {got}; inputs must be float32, or int64 for row numbers of tables, "
+                "outputs float32"
+            )
         if len(shape) < 2 or shape[0] is not None or None in shape[1:]:
             raise ExportError(
                 f"{value.name!r} has shape {shape}; the first dimension must be a free batch size, the "
@@ -345,10 +366,22 @@ def _check_ports(graph: onnx.ModelProto) -> None:
             )
 
 
-def _port(value: onnx.ValueInfoProto, quantized: Quantized, observed: Mapping[str, Observed]) -> Port:
+def _port(
+    value: onnx.ValueInfoProto, quantized: Quantized, observed: Mapping[str, Observed], samples: Samples
+) -> Port:
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+    if value.name not in observed:
+        return Port(
+            name=value.name,
+            shape=(None, *dims),
+            dtype="int64",
+            scale=0.0,
+            zero_point=0,
+            minimum=float(samples[value.name].min()),
+            maximum=float(samples[value.name].max()),
+        )
     seen = observed[value.name]
     grid = quantized.grids.get(value.name) or Grid.around(seen.minimum, seen.maximum)
-    dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
     return Port(
         name=value.name,
         shape=(None, *dims),
@@ -366,8 +399,14 @@ def _golden_inputs(samples: Samples) -> Samples:
     return {n: v[: max(1, min(GOLDEN_SAMPLES, GOLDEN_INPUT_BYTES // one))] for n, v in samples.items()}
 
 
-def _array(value: Any) -> npt.NDArray[np.float32]:
+def _array(value: Any, whole: bool = False) -> npt.NDArray[Any]:
+    """An array of float32, or of int64 where whole numbers are wanted."""
     try:
+        if whole:
+            given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+            if given.dtype.kind not in "biu" and not np.array_equal(given, np.rint(given)):
+                raise TypeError("whole numbers are needed")
+            return given.astype(np.int64)
         with np.errstate(over="ignore"):  # what is too large becomes infinity, which calibration refuses
             return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
     except (TypeError, ValueError) as error:
@@ -387,14 +426,30 @@ def _head(model: nn.Module, calibration: Any) -> Sequence[Any]:
                 f"calibration data is for inputs {sorted(map(str, calibration))}; forward takes "
                 f"{list(parameters)}, not {min(map(str, unknown))!r}"
             )
-        return [_array(calibration[n])[:2] for n in parameters if n in calibration]
+        return _examples(model, [calibration[n] for n in parameters if n in calibration])
     if hasattr(calibration, "shape"):
-        return [_array(calibration)[:2]]
+        return _examples(model, [calibration])
     first = next(iter(calibration), None) if isinstance(calibration, Iterable) else None
     if first is None:
         raise ExportError("no calibration data: give at least one sample, better some hundred")
     count = max(1, sum(parameters.values()))  # what follows the inputs in a batch are labels
-    return [_array(part)[:2] for part in _as_tuple(first)[:count]]
+    return _examples(model, _as_tuple(first)[:count])
+
+
+def _examples(model: nn.Module, parts: Sequence[Any]) -> list[npt.NDArray[Any]]:
+    """Two samples of each input: whole numbers as int64 where the model takes them so, else float32."""
+    import torch
+
+    whole = [np.asarray(p.detach().cpu() if hasattr(p, "detach") else p).dtype.kind in "iu" for p in parts]
+    if any(whole):
+        given = [_array(p, w)[:2] for p, w in zip(parts, whole, strict=True)]
+        try:
+            with torch.no_grad():
+                model(*(torch.from_numpy(x) for x in given))
+        except Exception:  # a model may raise anything; with float32 it says what it does not take
+            return [_array(p)[:2] for p in parts]
+        return given
+    return [_array(p)[:2] for p in parts]
 
 
 def _ignore(progress: Progress) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,16 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.version_converter
-from onnx import numpy_helper, shape_inference
 
 from edgewright.errors import ExportError
+from edgewright.normalform import OPSET, normalize
+from edgewright.wiring import initializers
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPSET = 20
 _T = TypeVar("_T")
 
 
@@ -58,78 +56,6 @@ def float_graph(
         graph = _from_torch(copy.deepcopy(model).eval(), example_inputs)
     _forget_sources(graph)
     return normalize(graph) if slim else graph
-
-
-def normalize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Simplifies a graph and writes equal things in one way.
-
-    Fully connected layers become Gemm with transB = 1; a mean over height and width becomes
-    GlobalAveragePool; a reshape to (N, features) becomes Flatten. Every node gets a name.
-
-    Raises:
-        ExportError: The graph is not valid ONNX.
-    """
-    import onnxslim
-
-    try:
-        onnx.checker.check_model(model)
-        slim: onnx.ModelProto = onnxslim.slim(_modern(model))
-        slim = shape_inference.infer_shapes(slim, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"not a valid ONNX graph: {str(error).strip().splitlines()[0]}") from None
-    constants = initializers(slim)
-    shapes = value_shapes(slim)
-    for index, node in enumerate(slim.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-        if node.op_type == "ReduceMean":
-            _mean_to_pool(slim, node, constants, shapes)
-        elif node.op_type == "Reshape":
-            _reshape_to_flatten(node, shapes)
-    _matmul_to_gemm(slim, constants, shapes)
-    for node in slim.graph.node:
-        if node.op_type == "Gemm":
-            _transpose_gemm(slim, node, constants)
-            _flatten_gemm_bias(slim, node, constants)
-    drop_unused_initializers(slim)
-    del slim.graph.value_info[:]
-    return shape_inference.infer_shapes(slim, strict_mode=True, data_prop=True)
-
-
-def initializers(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Constants of a graph by name."""
-    return {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-
-
-def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of inputs, outputs and inferred values; None stands for a free size."""
-    graph = model.graph
-    return {
-        v.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim)
-        for v in (*graph.input, *graph.output, *graph.value_info)
-    }
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Attributes of a node by name."""
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-def drop_unused_initializers(model: onnx.ModelProto) -> None:
-    """Removes constants that no node reads."""
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [i for i in model.graph.initializer if i.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
-def set_initializer(model: onnx.ModelProto, name: str, value: npt.NDArray[Any]) -> None:
-    """Adds a constant, or replaces the one of that name."""
-    tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
-    for existing in model.graph.initializer:
-        if existing.name == name:
-            existing.CopyFrom(tensor)
-            return
-    model.graph.initializer.append(tensor)
 
 
 def onnx_function(
@@ -316,27 +242,6 @@ def _forget_sources(model: onnx.ModelProto) -> None:
             del node.metadata_props[:]
 
 
-def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in the opset that quantization is written in, its constants no longer listed as inputs."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    constants = {i.name for i in copied.graph.initializer}
-    inputs = [i for i in copied.graph.input if i.name not in constants]
-    del copied.graph.input[:]
-    copied.graph.input.extend(inputs)
-    copied.ir_version = max(copied.ir_version, 8)
-    opset = next((o.version for o in copied.opset_import if o.domain in {"", "ai.onnx"}), 1)
-    if opset >= OPSET:
-        return copied
-    try:
-        return onnx.version_converter.convert_version(copied, OPSET)
-    except Exception as error:  # it raises RuntimeError and what C++ makes of it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(
-            f"the graph is of ONNX opset {opset} and cannot be brought to {OPSET} ({reason}); export it anew"
-        ) from None
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences the exporter's own deprecations and its logs: of absent packages, of what it cannot trace."""
@@ -351,99 +256,3 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _mean_to_pool(
-    model: onnx.ModelProto,
-    node: onnx.NodeProto,
-    constants: Mapping[str, npt.NDArray[Any]],
-    shapes: Mapping[str, tuple[int | None, ...]],
-) -> None:
-    shape = shapes.get(node.input[0], ())
-    given = attributes(node)
-    axes = constants.get(node.input[1], ()) if len(node.input) > 1 else given.get("axes", ())
-    if len(shape) != 4 or sorted(int(a) % 4 for a in axes) != [2, 3]:
-        return
-    source, result, keep = node.input[0], node.output[0], given.get("keepdims", 1)
-    node.op_type = "GlobalAveragePool"
-    del node.input[:], node.attribute[:]
-    node.input.append(source)
-    if not keep:
-        node.output[0] = f"{result}_pooled"
-        flatten = onnx.helper.make_node(
-            "Flatten", [node.output[0]], [result], name=f"{node.name}_flatten", axis=1
-        )
-        model.graph.node.insert(list(model.graph.node).index(node) + 1, flatten)
-
-
-def _reshape_to_flatten(node: onnx.NodeProto, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
-    features = math.prod(d or 0 for d in before[1:])
-    if len(after) != 2 or not features or after[1] != features:
-        return
-    source = node.input[0]
-    node.op_type = "Flatten"
-    del node.input[:], node.attribute[:]
-    node.input.append(source)
-    node.attribute.append(onnx.helper.make_attribute("axis", 1))
-
-
-def _matmul_to_gemm(
-    model: onnx.ModelProto,
-    constants: dict[str, npt.NDArray[Any]],
-    shapes: Mapping[str, tuple[int | None, ...]],
-) -> None:
-    """MatMul by a 2-D constant, with the Add of a bias that may follow, becomes Gemm."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {o.name for o in model.graph.output}
-    for node in list(model.graph.node):
-        weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.ndim != 2 or len(shapes.get(node.input[0], ())) != 2:
-            continue
-        node.op_type = "Gemm"
-        after = readers.get(node.output[0], [])
-        if len(after) != 1 or after[0].op_type != "Add" or node.output[0] in outputs:
-            continue
-        bias = [n for n in after[0].input if n != node.output[0]]
-        if len(bias) == 1 and bias[0] in constants and constants[bias[0]].shape == (weight.shape[1],):
-            node.input.append(bias[0])
-            node.output[0] = after[0].output[0]
-            model.graph.node.remove(after[0])
-
-
-def _transpose_gemm(
-    model: onnx.ModelProto, node: onnx.NodeProto, constants: dict[str, npt.NDArray[Any]]
-) -> None:
-    given = attributes(node)
-    weight = constants.get(node.input[1])
-    plain = given.get("alpha", 1.0) == given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
-    if weight is None or not plain or given.get("transB", 0):
-        return
-    name = (
-        f"{node.input[1]}.T" if sum(node.input[1] in n.input for n in model.graph.node) > 1 else node.input[1]
-    )
-    set_initializer(model, name, weight.T)
-    constants[name] = weight.T
-    node.input[1] = name
-    del node.attribute[:]
-    node.attribute.append(onnx.helper.make_attribute("transB", 1))
-
-
-def _flatten_gemm_bias(
-    model: onnx.ModelProto, node: onnx.NodeProto, constants: dict[str, npt.NDArray[Any]]
-) -> None:
-    """A bias that is spread over the outputs, such as (1, O) or a single number, becomes (O,)."""
-    weight, name = constants.get(node.input[1]), [*node.input, ""][2]
-    bias = constants.get(name)
-    if weight is None or bias is None or bias.shape == (len(weight),) or not attributes(node).get("transB"):
-        return
-    if bias.size not in {1, len(weight)} or bias.shape[-1:] not in {(), (1,), (len(weight),)}:
-        return
-    shared = sum(name in n.input for n in model.graph.node) > 1
-    own = f"{name}.{node.name}" if shared else name
-    constants[own] = np.broadcast_to(bias.reshape(-1), (len(weight),)).copy()
-    set_initializer(model, own, constants[own])
-    node.input[2] = own

@@ -8,27 +8,20 @@ Inference", with per-channel weights as in Krishnamoorthi 2018, arXiv:1806.08342
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
 
 from edgewright.calibrate import LEAST_SCALE, Grid, Method, Observed
 from edgewright.errors import ExportError
-from edgewright.graph import attributes, drop_unused_initializers, initializers, set_initializer
+from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
+from edgewright.wiring import Wiring, attributes, make_node
 
-INTEGER_OPS = frozenset(
-    {"Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten"}
-)
-WEIGHTED = frozenset({"Conv", "Gemm"})
-# Their output lies on the grid of their input.
-GRID_KEEPERS = frozenset({"MaxPool", "Flatten"})
-FUSABLE = frozenset({"Conv", "Gemm", "Add"})
-ACTIVATIONS = frozenset({"Relu", "Clip"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 # A base's grid is kept while it still fits: at most this share of its range may be overshot (and is clipped),
 # and at least this share must be in use.
@@ -68,13 +61,17 @@ class Quantized:
 
 def activations_to_observe(model: onnx.ModelProto) -> list[str]:
     """Names of the values that get a grid of their own from calibration, inputs of the graph among them."""
-    constants = set(initializers(model))
+    graph = Wiring(model)
+    fusion = Fusion(graph)
     names: list[str] = []
-    for node in model.graph.node:
-        if node.op_type in INTEGER_OPS and _is_integer(node, constants):
-            names += [n for n in _activation_inputs(node, constants) if n]
-            names += node.output
-    return list(dict.fromkeys(names))
+    for index, node in enumerate(graph.nodes):
+        if index in fusion.integer:
+            read = (n for n in node.input if n and n not in graph.constants and n not in fusion.inside)
+            names += [n for n in read if n in fusion.floating]
+            names += [n for n in node.output if n not in fusion.inside]
+    given = {o: n.op_type for n in graph.nodes for o in n.output}
+    kept = GRID_KEEPERS - {"Concat"}
+    return [n for n in dict.fromkeys(names) if given.get(n) not in kept | {"Expand"}]
 
 
 def quantize_graph(
@@ -109,94 +106,196 @@ class _Quantizer:
         percentile: float,
         base: BaseGrids | None,
     ) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.graph = Wiring(model)
+        self.fusion = Fusion(self.graph)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
-        self.constants = initializers(self.model)
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.outputs = {o.name for o in self.model.graph.output}
+        self.constants = dict(self.graph.constants)
+        self.producers, self.readers = self.graph.producers(), self.graph.readers()
+        self.outputs = set(self.graph.outputs)
         self.nodes: list[onnx.NodeProto] = []
         self.grids: dict[str, Grid] = {}
+        self.wanted = self._grids_of_concats()
         self.weights: dict[str, npt.NDArray[Any]] = {}
         self.dequantized: dict[str, str] = {}
+        self.bias_scales: dict[str, npt.NDArray[np.float32]] = {}
         self.kept = 0
 
     def run(self) -> Quantized:
-        nodes = list(self.model.graph.node)
-        if not any(n.op_type in WEIGHTED for n in nodes):
-            raise ExportError("nothing to quantize: the graph has no Conv and no Gemm with constant weights")
-        for node in nodes:
-            if node.op_type in INTEGER_OPS and _is_integer(node, set(self.constants)):
+        nodes = list(self.graph.nodes)
+        self.quantized = {n for i in self.fusion.integer for n in nodes[i].input if n in self.constants}
+        if not any(n.op_type in WEIGHTED and i in self.fusion.integer for i, n in enumerate(nodes)):
+            raise ExportError(
+                "nothing to quantize: the graph has no Conv, Gemm or MatMul with constant weights"
+            )
+        for index, node in enumerate(nodes):
+            if index in self.fusion.integer:
                 self._integer(node)
             else:
-                renamed = [self.dequantized.get(n, n) for n in node.input]
-                del node.input[:]
-                node.input.extend(renamed)
-                self.nodes.append(node)
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(self.nodes)
-        del self.model.graph.value_info[:]
-        drop_unused_initializers(self.model)
-        onnx.checker.check_model(self.model)
-        return Quantized(model=self.model, grids=self.grids, weights=self.weights, kept_grids=self.kept)
+                self._rewired(node, [self._floating(n) for n in node.input])
+        self.graph.nodes = self.nodes
+        self.graph.drop_dead()
+        made = self.graph.model()
+        onnx.checker.check_model(made)
+        return Quantized(model=made, grids=self.grids, weights=self.weights, kept_grids=self.kept)
+
+    # Nodes
 
     def _integer(self, node: onnx.NodeProto) -> None:
-        inputs = [self._quantized_input(n) if n and n not in self.constants else n for n in node.input]
-        source = node.input[0]
-        if node.op_type in WEIGHTED:
-            inputs[1:] = self._weight_inputs(node, self.grids[source].scale)
-        del node.input[:]
-        node.input.extend(inputs)
-        result = node.output[0]
-        self.nodes.append(node)
-        after = self.readers.get(result, [])
-        fused = (
-            node.op_type in FUSABLE
-            and len(after) == 1
-            and after[0].op_type in ACTIVATIONS
-            and result not in self.outputs
-        )
-        if fused:
-            self.dequantized[result] = result  # the activation reads it directly
+        source, result = node.input[0], node.output[0]
+        if node.op_type == "Gather":
+            self._embedding(node)
             return
-        if node.op_type in GRID_KEEPERS:
+        inputs = [self._activation(n) for n in node.input]
+        if node.op_type in WEIGHTED and node.input[1] in self.constants:
+            inputs[1:] = self._weight_inputs(node, self.grids[source].scale)
+        elif result in self.fusion.biases:
+            inputs = [
+                i if n not in self.constants else self._bias(node, n)
+                for i, n in zip(inputs, node.input, strict=True)
+            ]
+        elif node.op_type == "LayerNormalization":
+            inputs[1:] = [self._float_parameter(n, node) for n in node.input[1:] if n]
+        elif node.op_type == "Concat":
+            inputs = self._joined(node)
+        elif result in self.fusion.masks:
+            inputs = [
+                self._mask(n) if n in self.constants else i for i, n in zip(inputs, node.input, strict=True)
+            ]
+        elif (
+            result not in self.fusion.roots
+            and result not in self.fusion.fused
+            and node.op_type in {"Add", "Mul"}
+        ):
+            inputs = [
+                self._constant(n, node) if n in self.constants else i
+                for i, n in zip(inputs, node.input, strict=True)
+            ]
+        self._rewired(node, inputs)
+        if result in self.fusion.inside:
+            self.dequantized[result] = result  # the next node reads it directly
+        elif node.op_type in GRID_KEEPERS and node.op_type != "Concat":
             self._boundary(result, self.grids[source], produced=node)
         else:
             self._boundary(result, self._grid(result), produced=node)
 
-    def _quantized_input(self, name: str) -> str:
+    def _floating(self, name: str) -> str:
+        """The name by which a node that stays floating-point reads an input."""
+        if name not in self.constants:
+            return self.dequantized.get(name, name)
+        if name not in self.quantized:
+            return name
+        self.graph.constants[f"{name}.float"] = self.constants[name]
+        return f"{name}.float"
+
+    def _rewired(self, node: onnx.NodeProto, inputs: Sequence[str]) -> None:
+        del node.input[:]
+        node.input.extend(inputs)
+        self.nodes.append(node)
+
+    def _embedding(self, node: onnx.NodeProto) -> None:
+        """A table of int8, one scale; what is taken from it lies on the same grid, moved to uint8."""
+        name, result = node.input[0], node.output[0]
+        table = self.constants[name]
+        scale = np.float32(max(float(np.abs(table).max()) / 127, LEAST_SCALE))
+        if not np.isfinite(scale):
+            raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
+        self.grids[result] = Grid(scale=float(scale), zero_point=128)
+        integers = np.clip(np.rint(table / scale), -127, 127).astype(np.int8)
+        parameters = [
+            self._parameter(f"{name}.scale", np.array(scale)),
+            self._parameter(f"{name}_zero_point", np.array(0, np.int8), inline=True),
+        ]
+        raw, taken = f"{result}_taken", f"{result}_row"
+        self.nodes.append(
+            make_node("Gather", [self._parameter(name, integers), node.input[1]], raw, node.name, axis=0)
+        )
+        rows = make_node("DequantizeLinear", [raw, *parameters], taken)
+        self.nodes.append(rows)
+        self._boundary(result, self.grids[result], produced=rows, source=taken)
+
+    def _joined(self, node: onnx.NodeProto) -> list[str]:
+        """Inputs of a Concat, all on the grid of its result."""
+        moving = [n for n in node.input if n in self.grids]
+        result = node.output[0]
+        found = {self.grids[n] for n in moving}
+        if len(found) == 1 and len(moving) == len(node.input):
+            self.wanted[result] = found.pop()
+        grid = self._grid(result)
+        inputs: list[str] = []
+        for name in node.input:
+            if name not in self.grids:
+                inputs.append(
+                    self._constant(name, node, grid) if name in self.constants else self._expanded(name, grid)
+                )
+            elif self.grids[name] == grid:
+                inputs.append(self.dequantized[name])
+            else:
+                inputs.append(self._requantized(name, f"{name}_to_{result}", grid))
+        return inputs
+
+    def _grids_of_concats(self) -> dict[str, Grid]:
+        """Grids of values that only a Concat reads: its own, so that joining them computes nothing."""
+        wanted: dict[str, Grid] = {}
+        for index, node in reversed(list(enumerate(self.graph.nodes))):
+            if node.op_type != "Concat" or index not in self.fusion.integer:
+                continue
+            for name in node.input:
+                before = self.producers.get(name)
+                alone = (
+                    len(self.readers[name]) == 1
+                    and name not in self.outputs
+                    and name not in self.fusion.inside
+                )
+                if (
+                    before is not None
+                    and alone
+                    and before.op_type not in GRID_KEEPERS - {"Concat"} | {"Gather", "Expand"}
+                ):
+                    wanted[name] = wanted.get(node.output[0]) or self._fresh_grid(node.output[0])
+        return wanted
+
+    # Values
+
+    def _activation(self, name: str) -> str:
+        """The name to read an input by: dequantized, where it has a grid."""
+        if not name or name in self.constants or name not in self.fusion.floating:
+            return name
+        before = self.producers.get(name)
+        if before is not None and before.op_type == "Expand" and name not in self.dequantized:
+            return name
         if name not in self.dequantized:
             self._boundary(name, self._grid(name), produced=None)
         return self.dequantized[name]
 
-    def _boundary(self, name: str, grid: Grid, *, produced: onnx.NodeProto | None) -> None:
+    def _boundary(
+        self, name: str, grid: Grid, *, produced: onnx.NodeProto | None, source: str | None = None
+    ) -> None:
         """Puts `name` on a grid: QuantizeLinear, DequantizeLinear; a graph output keeps its name."""
         self.grids[name] = grid
-        source, result = name, f"{name}_dequantized"
+        source, result = source or name, f"{name}_dequantized"
         if produced is not None and name in self.outputs:
             source, result = f"{name}_float", name
             produced.output[0] = source
-        scale, zero = f"{name}_scale", f"{name}_zero_point"
-        set_initializer(self.model, scale, np.array(grid.scale, np.float32))
-        set_initializer(self.model, zero, np.array(grid.zero_point, np.uint8))
-        self.nodes.append(
-            helper.make_node("QuantizeLinear", [source, scale, zero], [f"{name}_quantized"], name=f"{name}_q")
-        )
-        self.nodes.append(
-            helper.make_node(
-                "DequantizeLinear", [f"{name}_quantized", scale, zero], [result], name=f"{name}_dq"
-            )
-        )
+        self._pair(source, name, result, grid)
         self.dequantized[name] = result
 
+    def _pair(self, source: str, name: str, result: str, grid: Grid) -> None:
+        numbers = [
+            self._parameter(f"{name}_scale", np.array(grid.scale, np.float32), inline=True),
+            self._parameter(f"{name}_zero_point", np.array(grid.zero_point, np.uint8), inline=True),
+        ]
+        quantized = f"{name}_quantized"
+        self.nodes.append(make_node("QuantizeLinear", [source, *numbers], quantized, f"{name}_q"))
+        self.nodes.append(make_node("DequantizeLinear", [quantized, *numbers], result, f"{name}_dq"))
+
+    def _requantized(self, name: str, new: str, grid: Grid) -> str:
+        self._pair(self.dequantized[name], new, f"{new}_dequantized", grid)
+        return f"{new}_dequantized"
+
     def _grid(self, name: str) -> Grid:
-        seen = self.observed[name]
-        fresh = seen.grid(self.method, self.percentile)
+        fresh = self.wanted.get(name) or self._fresh_grid(name)
         old = self.base.activations.get(name) if self.base else None
-        if old is None:
+        if old is None or name in self.wanted:
             return fresh
         overshoot = max(fresh.high - old.high, old.low - fresh.low)
         span, fresh_span = old.high - old.low, fresh.high - fresh.low
@@ -205,23 +304,108 @@ class _Quantizer:
             return old
         return fresh
 
+    def _fresh_grid(self, name: str) -> Grid:
+        return self.observed[name].grid(self.method, self.percentile)
+
+    # Constants
+
+    def _parameter(self, name: str, value: npt.NDArray[Any], *, inline: bool = False) -> str:
+        """Adds a constant; one that is not inline belongs into weights.safetensors."""
+        self.graph.constants[name] = value
+        if not inline:
+            self.weights[name] = value
+        return name
+
+    def _float_parameter(self, name: str, node: onnx.NodeProto) -> str:
+        value = self.constants[name]
+        if not np.isfinite(value).all():
+            raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
+        taken = name in self.weights and self.weights[name].dtype != value.dtype
+        return self._parameter(f"{name}.{node.name}" if taken else name, value)
+
+    def _constant(self, name: str, node: onnx.NodeProto, grid: Grid | None = None) -> str:
+        """A constant operand as uint8 on a grid of its own, or on the one given."""
+        value = self.constants[name].astype(np.float64)
+        if not np.isfinite(value).all():
+            raise ExportError(f"node {node.name!r}: its constant {name!r} holds NaN or infinity")
+        grid = grid or Grid.around(float(value.min()), float(value.max()))
+        own = f"{name}.{node.name}" if name in self.weights else name
+        steps = np.clip(np.rint(value / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8)
+        inputs = [
+            self._parameter(own, steps),
+            self._parameter(f"{own}_scale", np.array(grid.scale, np.float32), inline=True),
+            self._parameter(f"{own}_zero_point", np.array(grid.zero_point, np.uint8), inline=True),
+        ]
+        self.nodes.append(make_node("DequantizeLinear", inputs, f"{own}_dequantized", f"{own}_dq"))
+        return f"{own}_dequantized"
+
+    def _expanded(self, name: str, grid: Grid) -> str:
+        """A constant that is repeated for each sample."""
+        expand = self.producers[name]
+        if expand.input[0] in self.constants:
+            expand.input[0] = self._constant(expand.input[0], expand, grid)
+            at = next(i for i, n in enumerate(self.nodes) if n is expand)
+            self.nodes.append(self.nodes.pop(at))
+        return name
+
+    def _mask(self, name: str) -> str:
+        """A constant mask: 1 keeps and 0 hides, made into 0 and far less behind its grid."""
+        if f"{name}_mask" not in self.graph.constants:
+            keep = (self.constants[name] > MASKED).astype(np.float32)
+            self.constants[f"{name}_keep"] = keep
+            node = make_node("Identity", [name], f"{name}_mask")
+            read = self._constant(f"{name}_keep", node, Grid(scale=float(np.float32(1 / 255)), zero_point=0))
+            one = self._parameter(f"{name}_one", np.array(1, np.float32), inline=True)
+            far = self._parameter(f"{name}_far", np.array(-10 * MASKED, np.float32), inline=True)
+            self.nodes.append(make_node("Sub", [read, one], f"{name}_hidden"))
+            self.nodes.append(make_node("Mul", [f"{name}_hidden", far], f"{name}_mask"))
+        return f"{name}_mask"
+
     def _weight_inputs(self, node: onnx.NodeProto, input_scale: float) -> list[str]:
         weight_name, bias_name = node.input[1], [*node.input, ""][2]
-        weight = self.constants[weight_name]
-        bias = self.constants[bias_name].astype(np.float64) if bias_name else np.zeros(len(weight))
+        # Output channels first, as lowering wants them; all but ConvTranspose's, which are second.
+        weight = self.constants[weight_name].T if node.op_type == "MatMul" else self.constants[weight_name]
+        axis = 1 if node.op_type == "ConvTranspose" else 0
+        groups = int(attributes(node).get("group", 1)) if axis else 1
+        channels = weight.shape[axis] * groups
+        bias_name = self._later_bias(node) or bias_name
+        bias = self.constants[bias_name].astype(np.float64) if bias_name else np.zeros(channels)
         if not np.isfinite(weight).all() or not np.isfinite(bias).all():
             raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
         prefix = weight_name if weight_name not in self.weights else f"{weight_name}.{node.name}"
-        scale = self._weight_scale(prefix, weight, bias, input_scale)
-        steps = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-        integers = np.clip(steps, -127, 127).astype(np.int8)
-        names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale")]
+        rows = np.moveaxis(weight, axis, 0)
+        largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
+        scale = self._weight_scale(prefix, rows, largest_bias, input_scale)
+        steps = np.rint(rows / scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        integers = np.ascontiguousarray(np.moveaxis(np.clip(steps, -127, 127).astype(np.int8), 0, axis))
+        names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale", axis)]
+        if node.op_type == "MatMul":
+            self.nodes.append(make_node("Transpose", names, f"{prefix}_turned", perm=[1, 0]))
+            self.bias_scales[node.output[0]] = np.float32(input_scale) * scale
+            return [f"{prefix}_turned"]
         if bias_name:
-            bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
-            bias_integers = np.clip(np.rint(bias / bias_scale), -(2**30), 2**30).astype(np.int32)
-            own = bias_name if bias_name not in self.weights else f"{bias_name}.{node.name}"
-            names.append(self._dequantized_constant(own, bias_integers, bias_scale, f"{own}.scale"))
+            names.append(
+                self._bias_constant(node, bias_name, np.tile(np.float32(input_scale) * scale, groups))
+            )
         return names
+
+    def _later_bias(self, node: onnx.NodeProto) -> str:
+        """The bias that an Add gives to a MatMul."""
+        after = self.readers.get(node.output[0], [])
+        if not after or after[0].output[0] not in self.fusion.biases:
+            return ""
+        return str(next(n for n in after[0].input if n in self.constants))
+
+    def _bias(self, node: onnx.NodeProto, name: str) -> str:
+        product = next(n for n in node.input if n not in self.constants)
+        return self._bias_constant(node, name, self.bias_scales[product])
+
+    def _bias_constant(self, node: onnx.NodeProto, name: str, scale: npt.NDArray[np.float32]) -> str:
+        scale = scale.astype(np.float32)
+        steps = np.rint(self.constants[name].astype(np.float64) / scale)
+        integers = np.clip(steps, -(2**30), 2**30).astype(np.int32)
+        own = name if name not in self.weights else f"{name}.{node.name}"
+        return self._dequantized_constant(own, integers, scale, f"{own}.scale", 0)
 
     def _weight_scale(
         self, name: str, weight: npt.NDArray[Any], bias: npt.NDArray[np.float64], input_scale: float
@@ -241,33 +425,18 @@ class _Quantizer:
         return chosen
 
     def _dequantized_constant(
-        self, name: str, integers: npt.NDArray[Any], scale: npt.NDArray[np.float32], scale_name: str
+        self,
+        name: str,
+        integers: npt.NDArray[Any],
+        scale: npt.NDArray[np.float32],
+        scale_name: str,
+        axis: int,
     ) -> str:
-        for key, value in ((name, integers), (scale_name, scale)):
-            self.weights[key] = value
-            set_initializer(self.model, key, value)
-        inputs = [name, scale_name]
+        inputs = [self._parameter(name, integers), self._parameter(scale_name, scale)]
         if integers.dtype == np.int8:
             # Zero is the default, but ONNX Runtime's rewrites of 8-bit weights want it spelled out.
-            inputs.append(f"{name}_zero_point")
-            set_initializer(self.model, inputs[2], np.zeros(len(integers), np.int8))
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_dq", axis=0)
-        )
-        return f"{name}_dequantized"
-
-
-def _is_integer(node: onnx.NodeProto, constants: set[str]) -> bool:
-    """Whether this node, in this form, runs in integers."""
-    if node.op_type in WEIGHTED:
-        given = attributes(node)
-        plain = given.get("alpha", 1.0) == given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
-        transposed = node.op_type == "Conv" or given.get("transB", 0) == 1
-        return plain and transposed and all(n in constants for n in node.input[1:] if n)
-    if node.op_type == "Add":
-        return not any(n in constants for n in node.input)
-    return True
-
-
-def _activation_inputs(node: onnx.NodeProto, constants: set[str]) -> list[str]:
-    return [n for n in node.input if n and n not in constants]
+            zeros = np.zeros(len(scale), np.int8)
+            inputs.append(self._parameter(f"{name}_zero_point", zeros, inline=True))
+        result = f"{name}_dequantized"
+        self.nodes.append(make_node("DequantizeLinear", inputs, result, f"{name}_dq", axis=axis))
+        return result

@@ -215,9 +215,7 @@ def verify(
     )
 
 
-def _samples(
-    artifact: Artifact, data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None
-) -> dict[str, npt.NDArray[np.float32]]:
+def _samples(artifact: Artifact, data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None) -> Arrays:
     if data is None:
         given: Mapping[str, npt.ArrayLike] = artifact.golden()[0]
     elif isinstance(data, Mapping):
@@ -229,7 +227,7 @@ def _samples(
         raise VerifyError(f"data is for inputs {sorted(given)}; the artifact takes {sorted(names)}")
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinity, and is reported below
-            samples = {k: np.asarray(v, np.float32) for k, v in given.items()}
+            samples = {p.name: _typed(given[p.name], p.dtype) for p in artifact.inputs}
     except (TypeError, ValueError) as error:
         raise VerifyError(f"data must be arrays of numbers ({error})") from None
     for port in artifact.inputs:
@@ -242,6 +240,13 @@ def _samples(
         if not np.isfinite(samples[port.name]).all():
             raise VerifyError(f"data for {port.name!r} holds NaN or infinity")
     return samples
+
+
+def _typed(values: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
+    array = np.asarray(values)
+    if dtype == "int64" and array.dtype.kind not in "biu":
+        raise TypeError(f"{array.dtype} where whole numbers are needed")
+    return np.asarray(array, dtype)
 
 
 def _float_outputs(

@@ -197,7 +197,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "size of zero": (lambda m: m["inputs"][0].update(shape=[None, 0]), "0 is not a whole number from 1"),
     "size too large": (lambda m: m["inputs"][0].update(shape=[None, (1 << 20) + 1]), "whole number"),
     "size free": (lambda m: m["inputs"][0].update(shape=[None, None]), "None is not a whole number"),
-    "another dtype": (lambda m: m["inputs"][0].update(dtype="float64"), "'float64' is not float32"),
+    "another dtype": (lambda m: m["inputs"][0].update(dtype="float64"), "neither float32 nor int64"),
+    "outputs of int64": (
+        lambda m: m["outputs"][0].update(dtype="int64", scale=0.0, zero_point=0),
+        "outputs are float32",
+    ),
+    "int64 on a grid": (lambda m: m["inputs"][0].update(dtype="int64"), "int64 has no scale"),
     "port without a name": (lambda m: m["inputs"][0].update(name=""), "1 to 255"),
     "port with a long name": (lambda m: m["inputs"][0].update(name="x" * 256), "1 to 255"),
     "port with half a character": (lambda m: m["inputs"][0].update(name="\ud800"), "damaged"),

@@ -17,8 +17,8 @@ import onnx
 import pytest
 from onnx.backend.test.case import node as onnx_cases
 
-from edgewright.graph import attributes
 from edgewright.lower import rescale
+from edgewright.wiring import attributes
 from edgewright_kernels import Engine, cpu_paths, reference
 from edgewright_kernels.plan import (
     ByteRange,

@@ -21,8 +21,9 @@ from edgewright.graph import float_function, onnx_function
 from edgewright.progress import Progress
 from edgewright.recipe import Quantize
 from edgewright.statistics import sqnr_db
+from edgewright.verification import verify
 from edgewright_device import Artifact, ArtifactError, Runner, RunnerError, Target, TargetError, artifact
-from sdk.graphs import graph, mlp, normal, saved
+from sdk.graphs import graph, mlp, normal, rng, saved
 
 X = normal(200, 8, seed=9)
 TARGET = "x86-64"
@@ -203,19 +204,39 @@ def test_settings_of_the_quantizer_are_heard(exported: Artifact, model: Path, tm
 # What cannot be exported
 
 
-def test_integer_inputs_are_refused(tmp_path: Path) -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.head = nn.Embedding(10, 4), nn.Linear(4, 2)
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 4), nn.Linear(4, 2)
 
-        def forward(self, words: Tensor) -> Tensor:
-            out: Tensor = self.head(self.table(words).mean(1))
-            return out
+    def forward(self, words: Tensor) -> Tensor:
+        out: Tensor = self.head(self.table(words).mean(1))
+        return out
 
-    with pytest.raises(ExportError, match="'words' is int64; inputs and outputs must be float32"):
+
+def test_row_numbers_are_int64_all_the_way(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Words().eval()
+    words = rng(0).integers(0, 10, (200, 3))
+    made = export(net, target=TARGET, calibration=words, out=tmp_path / "a.ew")
+    assert [(p.dtype, p.shape) for p in made.inputs] == [("int64", (None, 3))]
+    assert made.golden()[0]["words"].dtype == np.int64
+    outputs = [Runner(made, b).run({"words": words})[made.outputs[0].name] for b in ("native", "reference")]
+    assert outputs[0].tobytes() == outputs[1].tobytes()
+    assert sqnr_db(float_function(net)([words])[0], outputs[0]) > 25
+    found = verify(made, reference=net, data=words, cases=200)
+    assert found.passed, found.checks
+    with pytest.raises(ValueError, match="holds the index 10; 0 to 9 are allowed"):
+        Runner(made).run({"words": words + 1})
+    with pytest.raises(ValueError, match="dtype float64, int64 is needed"):
+        Runner(made).run({"words": words.astype(float)})
+
+
+def test_whole_numbers_are_needed_for_rows(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="whole numbers are needed"):
         export(
-            Words(), torch.zeros(2, 3, dtype=torch.int64), target=TARGET, calibration=X, out=tmp_path / "a.ew"
+            Words(), torch.zeros(2, 3, dtype=torch.int64), target=TARGET, calibration=X, out=tmp_path / "a"
         )
 
 
@@ -229,25 +250,25 @@ def test_a_fixed_batch_is_refused_with_the_remedy(tmp_path: Path) -> None:
         export(saved(fixed, tmp_path / "m.onnx"), target=TARGET, calibration=X, out=tmp_path / "a.ew")
 
 
-def softmax_inside(tmp_path: Path) -> Path:
+def running_sums_inside(tmp_path: Path) -> Path:
     return saved(
         graph(
             [
                 ("Gemm", ["x", "w"], "h", {"transB": 1}),
-                ("Softmax", ["h"], "s", {"axis": 1}),
+                ("CumSum", ["h", "axis"], "s", {}),
                 ("Gemm", ["s", "v"], "y", {"transB": 1}),
             ],
             {"x": (8,)},
             {"y": (4,)},
-            {"w": normal(6, 8, scale=0.3), "v": normal(4, 6)},
+            {"w": normal(6, 8, scale=0.3), "v": normal(4, 6), "axis": np.int64(1)},
         ),
-        tmp_path / "softmax.onnx",
+        tmp_path / "sums.onnx",
     )
 
 
 def test_an_operator_the_engine_lacks_is_named_and_onnxruntime_runs_it(tmp_path: Path) -> None:
-    path = softmax_inside(tmp_path)
-    with pytest.raises(ExportError, match=r"operator Softmax \(node 'softmax_s'\).*backend='onnxruntime'"):
+    path = running_sums_inside(tmp_path)
+    with pytest.raises(ExportError, match=r"operator CumSum \(node 'cumsum_s'\).*backend='onnxruntime'"):
         export(path, target=TARGET, calibration=X, out=tmp_path / "a.ew")
     assert not (tmp_path / "a.ew").exists()
     made = export(path, target=TARGET, calibration=X, out=tmp_path / "a.ew", backend="onnxruntime")

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from edgewright.errors import ExportError
-from edgewright.graph import float_function, float_graph, initializers, normalize, onnx_function
+from edgewright.graph import float_function, float_graph, onnx_function
 from edgewright.models import save_model
+from edgewright.normalform import normalize
+from edgewright.wiring import initializers
 from sdk.graphs import graph, mlp, normal, saved
 
 
@@ -273,7 +275,7 @@ FORMS: dict[str, tuple[Callable[[], onnx.ModelProto], list[str]]] = {
             {"y": (4, 5)},
             {"axes": np.array([1])},
         ),
-        ["ReduceMean"],
+        ["Transpose", "Reshape", "GlobalAveragePool", "Reshape"],
     ),
     "mean over all": (
         lambda: graph([("ReduceMean", ["x"], "y", {"keepdims": 1})], {"x": (3,)}, {"y": (1,)}, batch=1),

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgewright.elementwise import FUNCTIONS
 from edgewright.errors import ExportError
 from edgewright.graph import float_graph
 from edgewright.lower import NATIVE_OPERATORS, lower, place_in_arena, rescale
 from edgewright.statistics import sqnr_db
 from edgewright_kernels.plan import ARENA_ALIGNMENT, Add, Op, Requantize, Tensor, tensor_inputs
-from sdk.graphs import FloatArray, Node, graph, lowered, mlp, normal, quantize
+from sdk.graphs import Node, graph, lowered, mlp, normal, quantize, rng
 
 IMAGE = (4, 9, 7)
 
@@ -102,6 +103,370 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
+def line(*nodes: Node, out: tuple[int | None, ...] = (None, None), **constants: Any) -> Any:
+    """The operators under test on a line of 11 places, behind a convolution of one axis."""
+    first: Node = ("Conv", ["x", "w0"], "c", {"pads": [1, 1]})
+    return graph(
+        [first, *nodes], {"x": (4, 11)}, {nodes[-1][2]: out}, {"w0": normal(6, 4, 3, seed=3), **constants}
+    )
+
+
+def volume(*nodes: Node, **constants: Any) -> Any:
+    first: Node = ("Conv", ["x", "w0"], "c", {"strides": [1, 2, 1]})
+    out = (None,) * (2 if nodes and nodes[-1][0] == "Flatten" else 4)
+    return graph(
+        [first, *nodes],
+        {"x": (2, 5, 7, 6)},
+        {(nodes or (first,))[-1][2]: out[1:] if len(out) == 2 else out},
+        {"w0": normal(4, 2, 3, 3, 2, seed=3), **constants},
+    )
+
+
+def rows(*nodes: Node, out: tuple[int | None, ...] = (None, None), **constants: Any) -> onnx.ModelProto:
+    """The operators under test on a sequence of 7 rows of 12 features, behind a fully connected layer."""
+    first: list[Node] = [("MatMul", ["x", "w0"], "m", {}), ("Add", ["m", "b0"], "c", {})]
+    return graph(
+        [*first, *nodes],
+        {"x": (7, 12)},
+        {nodes[-1][2] if nodes else "c": out},
+        {"w0": normal(12, 12, seed=3, scale=0.4), "b0": normal(12, seed=4), **constants},
+    )
+
+
+def heads(*nodes: Node, **constants: Any) -> Any:
+    """Attention of three heads, the nodes given between scores and softmax."""
+    split: Node = ("Reshape", ["c", "s1"], "h", {})
+    last = nodes[-1][2] if nodes else "p"
+    return rows(
+        split,
+        ("Transpose", ["h"], "q", {"perm": [0, 2, 1, 3]}),
+        ("Transpose", ["h"], "k", {"perm": [0, 2, 3, 1]}),
+        ("Mul", ["q", "f"], "qf", {}),
+        ("MatMul", ["qf", "k"], "p", {}),
+        *nodes,
+        ("Softmax", [last], "a", {"axis": -1}),
+        ("MatMul", ["a", "q"], "o", {}),
+        ("Transpose", ["o"], "t", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", ["t", "s2"], "y", {}),
+        s1=np.array([-1, 7, 3, 4]),
+        s2=np.array([-1, 7, 12]),
+        f=np.float32(0.5),
+        **constants,
+    )
+
+
+CAUSAL = np.where(np.tri(7) > 0, 0, -np.inf).astype(np.float32)[None, None]
+CLASS = normal(1, 1, 12, seed=5)
+
+GRAPHS |= {
+    "Conv 1-D": lambda: line(("Relu", ["c"], "y", {})),
+    "Conv 3-D": volume,
+    "Conv in groups": lambda: conv((6, 2, 3, 3), group=2, pads=[1, 1, 1, 1]),
+    "Conv depthwise with a multiplier": lambda: conv((8, 1, 3, 3), group=4),
+    "ConvTranspose": lambda: after_conv(
+        (
+            "ConvTranspose",
+            ["c", "w", "b"],
+            "y",
+            {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 0]},
+        ),
+        w=normal(4, 5, 3, 3, seed=5),
+        b=normal(5, seed=6),
+    ),
+    "ConvTranspose in groups": lambda: after_conv(
+        ("ConvTranspose", ["c", "w", "b"], "y", {"group": 2, "dilations": [1, 2]}),
+        w=normal(4, 3, 2, 2, seed=5),
+        b=normal(6, seed=6),
+    ),
+    "ConvTranspose 1-D": lambda: line(
+        ("ConvTranspose", ["c", "w"], "t", {"strides": [2]}), ("Relu", ["t"], "y", {}), w=normal(6, 4, 4)
+    ),
+    "MaxPool 1-D": lambda: line(
+        ("MaxPool", ["c"], "y", {"kernel_shape": [3], "strides": [2], "pads": [1, 1]})
+    ),
+    "MaxPool 3-D": lambda: volume(("MaxPool", ["c"], "y", {"kernel_shape": [2, 1, 2]})),
+    "MaxPool whose ceil_mode changes nothing": lambda: after_conv(
+        ("MaxPool", ["c"], "y", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1})
+    ),
+    "AveragePool 1-D": lambda: line(("AveragePool", ["c"], "y", {"kernel_shape": [2]})),
+    "GlobalAveragePool 1-D": lambda: line(("GlobalAveragePool", ["c"], "y", {})),
+    "GlobalAveragePool 3-D": lambda: volume(
+        ("GlobalAveragePool", ["c"], "p", {}), ("Flatten", ["p"], "y", {})
+    ),
+    "mean over the rows": lambda: rows(
+        ("ReduceMean", ["c", "i"], "y", {"keepdims": 0}), out=(None,), i=np.array([1])
+    ),
+    "mean over channels": lambda: after_conv(("ReduceMean", ["c", "i"], "y", {}), i=np.array([1])),
+    "MatMul of rows": rows,
+    "MatMul of rows without a bias": lambda: graph(
+        [("MatMul", ["x", "w"], "y", {})], {"x": (7, 12)}, {"y": (7, 5)}, {"w": normal(12, 5)}
+    ),
+    "MatMul of rows then Relu": lambda: rows(("Relu", ["c"], "y", {})),
+    "attention": heads,
+    "attention behind a causal mask": lambda: heads(("Add", ["p", "mask"], "pm", {}), mask=CAUSAL),
+    "Softmax over channels": lambda: after_conv(
+        ("Softmax", ["c"], "s", {"axis": 1}), ("Mul", ["s", "c"], "y", {})
+    ),
+    "LayerNormalization": lambda: rows(
+        ("LayerNormalization", ["c", "g", "o"], "y", {}), g=normal(12, seed=7), o=normal(12, seed=8)
+    ),
+    "LayerNormalization of channels last": lambda: after_conv(
+        ("Transpose", ["c"], "t", {"perm": [0, 2, 3, 1]}),
+        ("LayerNormalization", ["t", "g", "o"], "n", {"epsilon": 1e-6}),
+        ("Transpose", ["n"], "y", {"perm": [0, 3, 1, 2]}),
+        g=normal(4, seed=7),
+        o=normal(4, seed=8),
+    ),
+    "LayerNormalization of whole images": lambda: after_conv(
+        ("LayerNormalization", ["c", "g", "o"], "y", {"axis": 1}),
+        g=normal(4, 9, 7, seed=7),
+        o=normal(4, 9, 7, seed=8),
+    ),
+    "layer norm spelled out": lambda: rows(
+        ("ReduceMean", ["c", "i"], "mean", {}),
+        ("Sub", ["c", "mean"], "d", {}),
+        ("Pow", ["d", "two"], "d2", {}),
+        ("ReduceMean", ["d2", "i"], "var", {}),
+        ("Add", ["var", "eps"], "ve", {}),
+        ("Sqrt", ["ve"], "root", {}),
+        ("Div", ["d", "root"], "n", {}),
+        ("Mul", ["n", "g"], "ng", {}),
+        ("Add", ["ng", "o"], "y", {}),
+        i=np.array([-1]),
+        two=np.float32(2),
+        eps=np.float32(1e-5),
+        g=normal(12, seed=7),
+        o=normal(12, seed=8),
+    ),
+    "Add that broadcasts": lambda: after_conv(
+        ("GlobalAveragePool", ["c"], "g", {}), ("Add", ["g", "c"], "y", {})
+    ),
+    "Add of a constant": lambda: after_conv(
+        ("MaxPool", ["c"], "m", {"kernel_shape": [2, 2]}), ("Add", ["m", "k"], "y", {}), k=normal(1, 4, 8, 6)
+    ),
+    "Add of a constant of channels": lambda: after_conv(
+        ("MaxPool", ["c"], "m", {"kernel_shape": [2, 2]}), ("Add", ["m", "k"], "y", {}), k=normal(4, 1, 1)
+    ),
+    "Add of a constant row": lambda: rows(
+        ("Relu", ["c"], "r", {}), ("Add", ["k", "r"], "y", {}), k=normal(7, 12, seed=5)
+    ),
+    "Sub": lambda: after_conv(("Sub", ["x", "c"], "y", {})),
+    "Sub that broadcasts the other way": lambda: after_conv(
+        ("GlobalAveragePool", ["c"], "g", {}), ("Sub", ["g", "c"], "y", {})
+    ),
+    "Mul": lambda: after_conv(("Mul", ["x", "c"], "y", {})),
+    "Mul by a constant of channels": lambda: after_conv(
+        ("Relu", ["c"], "r", {}), ("Mul", ["r", "k"], "y", {}), k=normal(4, 1, 1, seed=5)
+    ),
+    "squeeze and excitation": lambda: after_conv(
+        ("GlobalAveragePool", ["c"], "g", {}),
+        ("Conv", ["g", "w1"], "e", {}),
+        ("HardSigmoid", ["e"], "s", {}),
+        ("Mul", ["s", "c"], "y", {}),
+        w1=normal(4, 4, 1, 1, seed=5, scale=3),
+    ),
+    "BatchNormalization of an input": lambda: image(
+        ("BatchNormalization", ["x", "g", "o", "m", "v"], "n", {}),
+        ("Conv", ["n", "w"], "y", {}),
+        g=normal(4, seed=1),
+        o=normal(4, seed=2),
+        m=normal(4, seed=3),
+        v=np.array([1, 2, 0.5, 3], np.float32),
+        w=normal(5, 4, 3, 3, seed=4),
+    ),
+    "Concat of channels": lambda: after_conv(
+        ("Relu", ["c"], "r", {}), ("Concat", ["c", "r", "x"], "y", {"axis": 1})
+    ),
+    "Concat of rows with a constant": lambda: rows(
+        ("Relu", ["c"], "r", {}),
+        ("Shape", ["r"], "n", {"end": 1}),
+        ("Concat", ["n", "rest"], "shape", {"axis": 0}),
+        ("Expand", ["token", "shape"], "t", {}),
+        ("Concat", ["t", "r"], "y", {"axis": 1}),
+        rest=np.array([1, 12]),
+        token=CLASS,
+    ),
+    "Split and Concat": lambda: after_conv(
+        ("Gather", ["c", "first"], "a", {"axis": 1}),
+        ("Gather", ["c", "rest"], "b", {"axis": 1}),
+        ("Concat", ["b", "a"], "y", {"axis": 1}),
+        first=np.array([1]),
+        rest=np.array([3, 0]),
+    ),
+    "Slice": lambda: after_conv(
+        ("Slice", ["c", "b", "e", "a", "s"], "y", {}),
+        b=np.array([1, -6]),
+        e=np.array([99, -1]),
+        a=np.array([2, 3]),
+        s=np.array([3, 2]),
+    ),
+    "Gather of one row": lambda: rows(("Gather", ["c", "i"], "y", {"axis": 1}), out=(None,), i=np.array(-2)),
+    "Unsqueeze and Squeeze": lambda: rows(
+        ("Unsqueeze", ["c", "i"], "u", {}),
+        ("Relu", ["u"], "r", {}),
+        ("Squeeze", ["r", "i"], "y", {}),
+        i=np.array([2]),
+    ),
+    "image to rows": lambda: after_conv(
+        ("Reshape", ["c", "s"], "f", {}),
+        ("Transpose", ["f"], "t", {"perm": [0, 2, 1]}),
+        ("MatMul", ["t", "w"], "y", {}),
+        out=(None, None),
+        s=np.array([-1, 4, 63]),
+        w=normal(4, 6, seed=5),
+    ),
+    "rows to image": lambda: rows(
+        ("Transpose", ["c"], "t", {"perm": [0, 2, 1]}),
+        ("Reshape", ["t", "s"], "i", {}),
+        ("Conv", ["i", "w"], "y", {}),
+        out=(None, None, None),
+        s=np.array([-1, 12, 7, 1]),
+        w=normal(3, 12, 3, 1, seed=5),
+    ),
+    "channel shuffle": lambda: after_conv(
+        ("Reshape", ["c", "s1"], "a", {}),
+        ("Transpose", ["a"], "b", {"perm": [0, 2, 1, 3, 4]}),
+        ("Reshape", ["b", "s2"], "y", {}),
+        s1=np.array([-1, 2, 2, 9, 7]),
+        s2=np.array([-1, 4, 9, 7]),
+    ),
+    "DepthToSpace": lambda: after_conv(("DepthToSpace", ["c"], "y", {"blocksize": 2, "mode": "CRD"})),
+    "DepthToSpace by columns": lambda: after_conv(("DepthToSpace", ["c"], "y", {"blocksize": 2})),
+    "SpaceToDepth": lambda: after_conv(
+        ("MaxPool", ["c"], "m", {"kernel_shape": [2, 2]}), ("SpaceToDepth", ["m"], "y", {"blocksize": 2})
+    ),
+    "Resize nearest": lambda: after_conv(
+        (
+            "Resize",
+            ["c", "", "f"],
+            "y",
+            {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        ),
+        f=np.array([1, 1, 2, 3], np.float32),
+    ),
+    "Resize nearest, half a pixel on": lambda: after_conv(
+        ("Shape", ["c"], "b", {"end": 2}),
+        ("Concat", ["b", "s"], "n", {"axis": 0}),
+        ("Resize", ["c", "", "", "n"], "y", {"mode": "nearest"}),
+        s=np.array([5, 16]),
+    ),
+    "Resize linear": lambda: after_conv(
+        ("Resize", ["c", "", "f"], "y", {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}),
+        f=np.array([1, 1, 2, 2], np.float32),
+    ),
+    "Resize linear, corner to corner": lambda: after_conv(
+        (
+            "Resize",
+            ["c", "", "f"],
+            "y",
+            {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        ),
+        f=np.array([1, 1, 3, 0.5], np.float32),
+    ),
+    "Resize of a line": lambda: line(
+        ("Resize", ["c", "", "f"], "y", {"mode": "linear"}), f=np.array([1, 1, 2.5], np.float32)
+    ),
+    "two readers of a line, one as rows": lambda: line(
+        ("Transpose", ["c"], "t", {"perm": [0, 2, 1]}),
+        ("MatMul", ["t", "w"], "m", {}),
+        ("Transpose", ["m"], "u", {"perm": [0, 2, 1]}),
+        ("Add", ["c", "u"], "y", {}),
+        w=normal(6, 6, seed=5),
+    ),
+    "GELU spelled out": lambda: rows(
+        ("Div", ["c", "root"], "d", {}),
+        ("Erf", ["d"], "e", {}),
+        ("Add", ["e", "one"], "f", {}),
+        ("Mul", ["c", "f"], "g", {}),
+        ("Mul", ["g", "half"], "y", {}),
+        root=np.float32(2**0.5),
+        one=np.float32(1),
+        half=np.float32(0.5),
+    ),
+    "SiLU": lambda: rows(("Sigmoid", ["c"], "s", {}), ("Mul", ["c", "s"], "y", {})),
+    "Softplus as torch writes it": lambda: rows(
+        ("Softplus", ["c"], "s", {}),
+        ("Greater", ["c", "k"], "g", {}),
+        ("Where", ["g", "c", "s"], "y", {}),
+        k=np.float32(1.5),
+    ),
+    "a function read in its midst": lambda: rows(
+        ("Tanh", ["c"], "t", {}),
+        ("Mul", ["t", "t"], "u", {}),
+        ("MatMul", ["t", "w"], "v", {}),
+        ("Add", ["u", "v"], "y", {}),
+        w=normal(12, 12, seed=5),
+    ),
+    "Gather of rows by tokens": lambda: tokens(),
+    "Gather of rows, masked by their tokens": lambda: tokens(masked=True),
+}
+
+
+def tokens(masked: bool = False) -> onnx.ModelProto:
+    """Embeddings, and attention that leaves out token 0."""
+    nodes: list[Node] = [("Gather", ["table", "x"], "e", {}), ("MatMul", ["e", "w"], "m", {})]
+    if masked:
+        nodes += [
+            ("Transpose", ["e"], "t", {"perm": [0, 2, 1]}),
+            ("MatMul", ["m", "t"], "s", {}),
+            ("Equal", ["x", "zero"], "pad", {}),
+            ("Unsqueeze", ["pad", "i"], "wide", {}),
+            ("Where", ["wide", "far", "s"], "sm", {}),
+            ("Softmax", ["sm"], "a", {"axis": -1}),
+            ("MatMul", ["a", "e"], "y", {}),
+        ]
+    constants = {"table": normal(9, 12, seed=5), "w": normal(12, 12, seed=6, scale=0.2)}
+    made = graph(
+        nodes,
+        {"x": (7,)},
+        {nodes[-1][2]: (7, 12)},
+        constants | ({"zero": np.array(0), "i": np.array([1]), "far": np.float32(-1e9)} if masked else {}),
+        check=False,
+    )
+    made.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.checker.check_model(made)
+    return made
+
+
+# Where a value lies on a jump, a hair before it is as far from the float result as it gets.
+JUMPS = {"Ceil", "Floor", "Round", "Sign", "ThresholdedRelu"}
+_POSITIVE = {"Log", "Sqrt", "Reciprocal", "Pow"}
+_TWO = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"), np.float32(0.7)),
+    "Pow": np.float32(1.7),
+}
+_CHOICES = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+
+
+def function(name: str) -> onnx.ModelProto:
+    """A graph with one elementwise operator on what a layer gives."""
+    first: list[Node] = (
+        [("Relu", ["c"], "r", {}), ("Add", ["r", "half"], "z", {})] if name in _POSITIVE else []
+    )
+    source = "z" if first else "c"
+    constants: dict[str, Any] = {"half": np.float32(0.5)} if first else {}
+    if name in _CHOICES or name in {"Not", "Where"}:
+        choice = name if name in _CHOICES else "Greater"
+        nodes: list[Node] = [("Floor", [source], "f", {}), (choice, ["f", "k"], "g", {})]
+        nodes += [("Not", ["g"], "n", {})] if name == "Not" else []
+        nodes.append(("Where", [nodes[-1][2], source, "k"], "y", {}))
+        constants["k"] = np.float32(1)
+    elif name in _TWO:
+        nodes = [(name, [source, "k"], "y", {})]
+        constants["k"] = _TWO[name].reshape(1) if name == "PRelu" else _TWO[name]
+    elif name == "Clip":
+        nodes = [("Clip", [source, "k"], "t", {}), ("Tanh", ["t"], "y", {})]
+        constants["k"] = np.float32(-1)
+    elif name == "Identity":
+        nodes = [("Identity", [source], "i", {}), ("Tanh", ["i"], "y", {})]
+    else:
+        nodes = [(name, [source], "y", {})]
+    return rows(*first, *nodes, **constants)
+
+
+GRAPHS |= {f"function {name}": lambda name=name: function(name) for name in FUNCTIONS}  # type: ignore[misc]
+
+
 def after_conv_of_relu() -> onnx.ModelProto:
     model: onnx.ModelProto = image(
         ("Relu", ["x"], "r", {}), ("Conv", ["r", "w"], "y", {}), w=normal(3, 4, 3, 3, seed=7)
@@ -109,16 +474,18 @@ def after_conv_of_relu() -> onnx.ModelProto:
     return model
 
 
-def feed_for(model: onnx.ModelProto, count: int, seed: int) -> dict[str, FloatArray]:
-    return {
-        i.name: normal(count, *(d.dim_value for d in i.type.tensor_type.shape.dim[1:]), seed=seed)
-        for i in model.graph.input
-    }
+def feed_for(model: onnx.ModelProto, count: int, seed: int) -> dict[str, Any]:
+    feed: dict[str, Any] = {}
+    for value in model.graph.input:
+        shape = (count, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
+        whole = value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        feed[value.name] = rng(seed).integers(0, 9, shape) if whole else normal(*shape, seed=seed)
+    return feed
 
 
 def test_every_native_operator_has_a_graph_here() -> None:
     used = {node.op_type for make in GRAPHS.values() for node in make().graph.node}
-    assert used == set(NATIVE_OPERATORS)
+    assert set(NATIVE_OPERATORS) <= used
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -134,8 +501,9 @@ def test_native_engine_computes_what_the_qdq_graph_says(name: str) -> None:
         # Each rounds once where the other does; a tie or a clamp between them may cost a step.
         apart = np.abs(got - unfused[output]) / step
         assert apart.max() <= 1.01
-        assert np.mean(apart > 0.5) < 0.02
-        assert sqnr_db(floats[output], got) > 25
+        assert np.mean(apart > 0.5) < (0.15 if name.startswith("Resize") else 0.02)
+        if name.removeprefix("function ") not in JUMPS:
+            assert sqnr_db(floats[output], got) > (20 if name.startswith("function") else 25)
 
 
 @pytest.mark.parametrize(
@@ -187,21 +555,62 @@ def test_two_inputs_and_two_outputs_keep_their_order() -> None:
 
 
 UNSUPPORTED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "Softmax": (
-        lambda: after_conv(("Softmax", ["c"], "s", {"axis": 1}), ("Relu", ["s"], "y", {})),
-        "operator Softmax .node 'softmax_s'.*no such operator",
+    "CumSum": (
+        lambda: after_conv(
+            ("CumSum", ["c", "axis"], "s", {}), ("Relu", ["s"], "y", {}), axis=np.array(2, np.int64)
+        ),
+        "operator CumSum .node 'cumsum_s'.*no such operator",
     ),
-    "Sigmoid": (
-        lambda: after_conv(("Sigmoid", ["c"], "s", {}), ("Relu", ["s"], "y", {})),
-        "operator Sigmoid .node 'sigmoid_s'.*no such operator",
+    "InstanceNormalization at the end": (
+        lambda: after_conv(("InstanceNormalization", ["c", "g", "g"], "y", {}), g=np.ones(4, np.float32)),
+        "operator InstanceNormalization .node 'instancenormalization_y'.*no such operator",
     ),
-    "grouped Conv": (
-        lambda: conv((4, 2, 3, 3), group=2),
-        "operator Conv .node 'conv_y'.*2 groups for 4 channels",
+    "cubic Resize": (
+        lambda: after_conv(
+            ("Resize", ["c", "", "f"], "y", {"mode": "cubic"}), f=np.array([1, 1, 2, 2], np.float32)
+        ),
+        "operator Resize .node 'resize_y'.*no such form",
     ),
-    "depthwise with a multiplier": (
-        lambda: conv((8, 1, 3, 3), group=4),
-        "operator Conv .node 'conv_y'.*4 groups for 4 channels",
+    "Resize by a rule of its own": (
+        lambda: after_conv(
+            (
+                "Resize",
+                ["c", "r", "f"],
+                "y",
+                {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"},
+            ),
+            r=np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32),
+            f=np.array([1, 1, 2, 2], np.float32),
+        ),
+        "operator Resize .node 'resize_y'.*coordinates by 'tf_crop_and_resize'",
+    ),
+    "Conv 4-D": (
+        lambda: graph(
+            [("Conv", ["x", "w"], "y", {})],
+            {"x": (1, 2, 2, 2, 2)},
+            {"y": (1, 1, 1, 1, 1)},
+            {"w": normal(1, 1, 2, 2, 2, 2)},
+        ),
+        "operator Conv .node 'conv_y'.*one to three spatial axes",
+    ),
+    "Slice backwards": (
+        lambda: after_conv(
+            ("Slice", ["c", "b", "e", "a", "s"], "y", {}),
+            b=np.array([-1]),
+            e=np.array([-99]),
+            a=np.array([3]),
+            s=np.array([-1]),
+        ),
+        "operator Slice .node 'slice_y'.*backwards",
+    ),
+    "a sum before softmax that is no mask": (
+        lambda: after_conv(
+            ("Add", ["x", "c"], "a", {}),
+            ("CumSum", ["a", "i"], "m", {}),
+            ("Add", ["m", "c"], "y", {}),
+            i=np.array(1),
+        ),
+        "operator CumSum",
     ),
     "MaxPool ceil_mode": (
         lambda: after_conv(
@@ -212,33 +621,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "AveragePool, padding left out": (
         lambda: after_conv(("AveragePool", ["c"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})),
         "operator AveragePool .node 'averagepool_y'.*padding that does not count",
-    ),
-    "Conv 1-D": (
-        lambda: graph(
-            [("Conv", ["x", "w"], "y", {})], {"x": (4, 16)}, {"y": (3, 14)}, {"w": normal(3, 4, 3)}
-        ),
-        "operator Conv .node 'conv_y'.*only 2-D convolution",
-    ),
-    "GlobalAveragePool 1-D": (
-        lambda: graph(
-            [("Gemm", ["z", "w"], "g", {"transB": 1}), ("GlobalAveragePool", ["x"], "y", {})],
-            {"x": (4, 16), "z": (4,)},
-            {"y": (4, 1), "g": (3,)},
-            {"w": normal(3, 4)},
-        ),
-        "operator GlobalAveragePool .node 'globalaveragepool_y'.*only 2-D",
-    ),
-    "Add that broadcasts": (
-        lambda: after_conv(("GlobalAveragePool", ["c"], "g", {}), ("Add", ["c", "g"], "y", {})),
-        "operator Add .node 'add_y'.*broadcasting",
-    ),
-    "Add of a constant": (
-        lambda: after_conv(
-            ("MaxPool", ["c"], "m", {"kernel_shape": [2, 2]}),
-            ("Add", ["m", "k"], "y", {}),
-            k=normal(1, 4, 8, 6),
-        ),
-        "operator Add .node 'add_y'.*not quantized",
     ),
     "Clip with moving bounds": (
         lambda: graph(

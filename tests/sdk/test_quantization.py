@@ -11,9 +11,10 @@ import pytest
 
 from edgewright.calibrate import observe
 from edgewright.errors import ExportError
-from edgewright.graph import initializers, normalize
+from edgewright.normalform import normalize
 from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.statistics import sqnr_db
+from edgewright.wiring import initializers
 from sdk.graphs import graph, lowered, mlp, normal, quantize
 
 X = {"x": normal(256, 8, seed=9)}

@@ -34,13 +34,13 @@ def check_ports(artifact: Artifact, plan: Plan) -> None:
     """Holds a program to the inputs and outputs of the manifest.
 
     Raises:
-        RunnerError: They differ in name or shape.
+        RunnerError: They differ in name, shape or dtype.
     """
     for what, ports, numbers in (
         ("inputs", artifact.inputs, plan.inputs),
         ("outputs", artifact.outputs, plan.outputs),
     ):
-        listed = {p.name: p.shape[1:] for p in ports}
-        found = {plan.tensors[n].name: plan.tensors[n].shape for n in numbers}
+        listed = {p.name: (p.dtype, p.shape[1:]) for p in ports}
+        found = {(t := plan.tensors[n]).name: (t.dtype, t.shape) for n in numbers}
         if listed != found:
             raise RunnerError(f"{artifact.path / PLAN}: its {what} are {found}, the manifest lists {listed}")
