@@ -195,6 +195,11 @@ class Program:
         self.ops.append(ir.MatMul(a=a, b=b, y=y, transpose_b=transpose_b, rescale=rescale))
         return y
 
+    def constant(self, values: npt.NDArray[np.uint8], zero_point: int = 0) -> int:
+        y = self.value(values.shape, zero_point=zero_point)
+        self.ops.append(ir.Constant(y=y, weight=self.bytes(values.tobytes())))
+        return y
+
     def requantize(self, x: int, rescale: ir.Rescale, zero_point: int = 0) -> int:
         y = self.value(self.tensors[x].shape, zero_point=zero_point)
         self.ops.append(ir.Requantize(x=x, y=y, rescale=rescale))
@@ -505,6 +510,13 @@ def _add(draw: Draw, p: Program) -> int:
     return p.add(a, b, scale, zero_point=draw.zero_point())
 
 
+def _constant(draw: Draw, p: Program) -> int:
+    a = p.input("x", draw.shape(draw.number(1, 4), 40), zero_point=draw.zero_point())
+    values = np.array([draw.number(0, 255) for _ in range(p.tensors[a].elements)], np.uint8)
+    b = p.constant(values.reshape(p.tensors[a].shape), zero_point=draw.zero_point())
+    return p.multiply(a, b, draw.rescale(1, 20000.0), zero_point=draw.zero_point())
+
+
 def _multiply(draw: Draw, p: Program) -> int:
     a, b = _pair(draw, p)
     return p.multiply(a, b, draw.rescale(1, 20000.0), zero_point=draw.zero_point())
@@ -629,6 +641,7 @@ OPERATORS: dict[str, Callable[[Draw, Program], int]] = {
     "dense_1d": _dense_1d,
     "dense_3d": _dense_3d,
     "depthwise": _depthwise,
+    "constant": _constant,
     "embedding": _embedding,
     "fully_connected": _fully_connected,
     "grouped": _grouped,

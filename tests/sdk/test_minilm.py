@@ -1,0 +1,36 @@
+"""A real encoder, where its weights and sentences are at hand: MiniLM-L6 on SST-2, natively."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgewright.exporting import export
+from edgewright_device import Runner
+from sdk.minilm import DATA, minilm, sentences, tokens
+
+LENGTH = 64
+
+
+@pytest.mark.slow
+def test_minilm_runs_natively_to_the_bit_and_keeps_its_predictions(tmp_path: Path) -> None:
+    if not (DATA / "minilm_sst2").is_dir():
+        pytest.skip(f"needs MiniLM's weights and SST-2 in {DATA}")
+    model = minilm()
+    texts, labels = sentences("test")
+    chosen = np.random.default_rng(0).permutation(len(texts))[:600]
+    x, labels = tokens([texts[i] for i in chosen], LENGTH), labels[chosen]
+    calibration = tokens(sentences("train")[0][:128], LENGTH)
+    artifact = export(model, target="x86-64", calibration=calibration, out=tmp_path / "minilm.ew")
+    runner = Runner(artifact)
+    name = artifact.outputs[0].name
+    got = runner.run(x)[name]
+    few = {n: v[:3] for n, v in x.items()}
+    assert Runner(artifact, "reference").run(few)[name].tobytes() == got[:3].tobytes()
+    with torch.no_grad():
+        want = model(*(torch.from_numpy(x[n]) for n in ("ids", "mask"))).numpy()
+    assert (got.argmax(1) != want.argmax(1)).mean() < 0.08
+    assert (got.argmax(1) == labels).mean() > (want.argmax(1) == labels).mean() - 0.06
