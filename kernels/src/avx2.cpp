@@ -3,6 +3,7 @@
 // faster and gives the same bits. Only this file is compiled with -mavx2 -mfma.
 #include "depthwise.h"
 #include "elementwise256.h"
+#include "winograd.h"
 
 namespace edgewright {
 namespace {
@@ -133,6 +134,26 @@ struct Avx2 : Tiles256 {
   }
 };
 
+// Of the two ways, the one that takes fewer multiplications. Both depend on the shape and the scaling alone.
+ConvolutionKernel dense_or_winograd() {
+  return {
+      [](const Convolution& op) {
+        return winograd_fits(op) ? winograd_packed_bytes(op) : dense_packed_bytes<Avx2>(op);
+      },
+      [](const Convolution& op, const int8_t* weight, uint8_t* packed) {
+        winograd_fits(op) ? winograd_pack(op, weight, packed) : pack_dense<Avx2>(op, weight, packed);
+      },
+      [](const Convolution& op) {
+        return winograd_fits(op) ? winograd_scratch_bytes(op) : dense_scratch_bytes<Avx2>(op);
+      },
+      [](const Convolution& op) { return winograd_fits(op) ? winograd_units(op) : dense_units<Avx2>(op); },
+      [](const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
+         int64_t begin, int64_t end) {
+        (winograd_fits(op) ? winograd_run : dense<Avx2>)(op, packed, x, y, scratch, begin, end);
+      },
+  };
+}
+
 // ---- depthwise: two taps in the words of a lane ----
 
 struct TwoTaps {
@@ -165,7 +186,7 @@ struct Avx2Deep {
 const Kernels& avx2_kernels() {
   static const Kernels table = [] {
     Kernels made = plain_kernels("avx2");
-    made.dense = dense_kernel<Avx2>();
+    made.dense = dense_or_winograd();
     made.depthwise = depthwise_kernel<Avx2Deep>();
     made.add = add;
     return made;

@@ -341,7 +341,7 @@ class Draw:
         multiplier = self.rng.integers(1 << 30, (1 << 31) - 1, channels)
         exponent = np.log2(255 / spread) + self.rng.uniform(-2, 2, channels)
         shift = np.clip(np.round(30.5 - exponent), 1, 62).astype(np.int64)
-        wild = self.rng.random(channels) < 0.15
+        wild = self.rng.random(channels) < self.rng.choice([0.0, 0.0, 0.15])
         multiplier = np.where(wild, self.rng.choice([0, 1, (1 << 31) - 1, 12345], channels), multiplier)
         shift = np.where(wild, self.rng.choice([1, 2, 31, 32, 33, 61, 62], channels), shift)
         low, high = self.clamps()

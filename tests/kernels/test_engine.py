@@ -186,6 +186,37 @@ def test_wide_rows_and_far_taps_of_a_depthwise_convolution_are_exact() -> None:
         same_bits_everywhere(p, draw.inputs(p.plan(), 1))
 
 
+@pytest.mark.parametrize("channels", [16, 48, 304])
+def test_three_by_three_convolutions_of_stride_one_are_exact(channels: int) -> None:
+    """Where a path may save multiplications: odd sizes, one-sided padding, extremes, all signs alike."""
+    draw = Draw(channels)
+    for height, width, padding in ((8, 8, (1, 1, 1, 1)), (9, 13, (0, 2, 1, 0)), (15, 5, (2, 0, 3, 2))):
+        for outputs in (16, 17, 40):
+            p = Program()
+            x = p.input("x", (height, width, channels), zero_point=draw.zero_point())
+            window = ir.Window(kernel=(3, 3), padding=padding)
+            shift = [int(s) for s in draw.rng.integers(45, 52, outputs)]
+            scale = rescale([(1 << 31) - 1 - i for i in range(outputs)], shift)
+            weight = draw.weight((outputs, channels, 3, 3))
+            p.output(
+                "y", p.conv2d(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
+            )
+            same_bits_everywhere(p, draw.inputs(p.plan(), 1))
+
+
+@pytest.mark.parametrize("bias", [1 << 27, 1 << 28, (1 << 28) + 1, -(1 << 28), -(1 << 29), 1 << 30])
+def test_large_sums_of_three_by_three_convolutions_are_exact(bias: int) -> None:
+    for sign in (1, -1):
+        p = Program()
+        x = p.input("x", (8, 9, 896))
+        weight = np.full((16, 896, 3, 3), sign * 127, np.int8)
+        scale = rescale([1 << 30] * 16, [52] * 16)
+        window = ir.Window(kernel=(3, 3), padding=(1, 1, 1, 1))
+        y = p.conv2d(x, weight, np.full(16, bias, np.int32), window, scale, zero_point=128)
+        p.output("y", y)
+        same_bits_everywhere(p, {"x": np.full((1, 896, 8, 9), 255, np.float32)})
+
+
 @pytest.mark.parametrize("cpu", cpu_paths())
 def test_an_image_larger_than_one_block_is_exact(cpu: str) -> None:
     draw = Draw(3)
