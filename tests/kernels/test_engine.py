@@ -199,7 +199,7 @@ def test_three_by_three_convolutions_of_stride_one_are_exact(channels: int) -> N
             scale = rescale([(1 << 31) - 1 - i for i in range(outputs)], shift)
             weight = draw.weight((outputs, channels, 3, 3))
             p.output(
-                "y", p.conv2d(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
+                "y", p.convolution(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
             )
             same_bits_everywhere(p, draw.inputs(p.plan(), 1))
 
@@ -212,7 +212,7 @@ def test_large_sums_of_three_by_three_convolutions_are_exact(bias: int) -> None:
         weight = np.full((16, 896, 3, 3), sign * 127, np.int8)
         scale = rescale([1 << 30] * 16, [52] * 16)
         window = ir.Window(kernel=(3, 3), padding=(1, 1, 1, 1))
-        y = p.conv2d(x, weight, np.full(16, bias, np.int32), window, scale, zero_point=128)
+        y = p.convolution(x, weight, np.full(16, bias, np.int32), window, scale, zero_point=128)
         p.output("y", y)
         same_bits_everywhere(p, {"x": np.full((1, 896, 8, 9), 255, np.float32)})
 
