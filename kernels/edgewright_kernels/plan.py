@@ -1,7 +1,8 @@
 """`plan.bin`: the reader and the writer of integer programs.
 
 The byte layout is specified in docs/artifact-format.md, and read a second time, independently, by
-kernels/src/plan.cpp. What a program means is in program.py, whose names this module hands on.
+kernels/src/plan.cpp. What a program means is in program.py and operators.py, whose names this
+module hands on.
 """
 
 from __future__ import annotations
@@ -13,43 +14,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgewright_kernels.check import MAX_RANK, MAX_WINDOW_AXES, check
+from edgewright_kernels.check import MAX_RANK, check
+from edgewright_kernels.check_windows import MAX_WINDOW_AXES
 from edgewright_kernels.errors import PlanError, UnsupportedError
-from edgewright_kernels.program import (
-    ARENA_ALIGNMENT,
+from edgewright_kernels.operators import (
     OP_KINDS,
     Add,
     AveragePool,
-    ByteRange,
     Concat,
     Constant,
     Convolution,
     Dequantize,
-    DType,
     Embedding,
     FullyConnected,
-    Int32Array,
-    Interpolation,
     LayerNorm,
     Lookup,
     MatMul,
     MaxPool,
     Multiply,
     Op,
-    Plan,
     Quantize,
     Requantize,
-    Rescale,
     Reshape,
     Resize,
     Slice,
     Softmax,
-    Tensor,
     Transpose,
     TransposedConvolution,
-    Window,
     tensor_inputs,
 )
+from edgewright_kernels.parameters import Int32Array, Interpolation, Rescale, Window
+from edgewright_kernels.program import ARENA_ALIGNMENT, ByteRange, DType, Plan, Tensor
 
 __all__ = [
     "ARENA_ALIGNMENT",

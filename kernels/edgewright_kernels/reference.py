@@ -362,7 +362,7 @@ def check_weights(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array,
 
     Returns:
         Weight and bias of every operator that has them, by its number: the weight in the shape that
-        program.py gives it, (rows, C) for an Embedding; the bias (O,), zeros where there is none.
+        operators.py gives it, (rows, C) for an Embedding; the bias (O,), zeros where there is none.
 
     Raises:
         PlanError: A rule is broken; the message names the tensor, or the operator and row.

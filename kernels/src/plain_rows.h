@@ -1,4 +1,4 @@
-// Operators over whole rows, in plain 64-bit integers: Softmax and LayerNorm. program.py states both.
+// Operators over whole rows, in plain 64-bit integers: Softmax and LayerNorm. operators.py states both.
 #pragma once
 
 #include <cmath>

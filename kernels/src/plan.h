@@ -1,5 +1,5 @@
 // The integer program as plan.bin holds it: the second reader, independent of plan.py. What it means is said
-// in program.py.
+// in program.py and operators.py.
 #pragma once
 
 #include <cstddef>
