@@ -122,6 +122,7 @@ def export(
         method=settings.calibration,
         percentile=settings.percentile,
         base=base_grids(base) if base else None,
+        overflow_safe=settings.overflow_safe,
     )
     report(Progress(step="quantize", done=1, total=1, metrics={"kept_grids": quantized.kept_grids}))
 

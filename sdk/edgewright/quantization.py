@@ -19,6 +19,7 @@ import onnx
 from edgewright.calibrate import LEAST_SCALE, Grid, Method, Observed
 from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
+from edgewright.overflow import OverflowSafe, safe_integers, safe_scale
 from edgewright.wiring import Wiring, attributes, make_node
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -81,6 +82,7 @@ def quantize_graph(
     method: Method = "minmax",
     percentile: float = 99.99,
     base: BaseGrids | None = None,
+    overflow_safe: OverflowSafe = "off",
 ) -> Quantized:
     """Inserts QuantizeLinear and DequantizeLinear around every operator that runs in integers.
 
@@ -90,11 +92,12 @@ def quantize_graph(
         method: How a grid follows from a histogram.
         percentile: For "percentile": the share of values kept, in percent.
         base: Keep its grids where they still fit, so that few integers change.
+        overflow_safe: Which products of weights and activations must add up within 16 bits (overflow.py).
 
     Raises:
         ExportError: A weight is NaN or infinite, or nothing in the graph can run in integers.
     """
-    return _Quantizer(model, observed, method, percentile, base).run()
+    return _Quantizer(model, observed, method, percentile, base, overflow_safe).run()
 
 
 class _Quantizer:
@@ -105,10 +108,12 @@ class _Quantizer:
         method: Method,
         percentile: float,
         base: BaseGrids | None,
+        overflow_safe: OverflowSafe,
     ) -> None:
         self.graph = Wiring(model)
         self.fusion = Fusion(self.graph)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
+        self.overflow_safe = overflow_safe
         self.constants = dict(self.graph.constants)
         self.producers, self.readers = self.graph.producers(), self.graph.readers()
         self.outputs = set(self.graph.outputs)
@@ -375,9 +380,9 @@ class _Quantizer:
         prefix = weight_name if weight_name not in self.weights else f"{weight_name}.{node.name}"
         rows = np.moveaxis(weight, axis, 0)
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
-        scale = self._weight_scale(prefix, rows, largest_bias, input_scale)
-        steps = np.rint(rows / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-        integers = np.ascontiguousarray(np.moveaxis(np.clip(steps, -127, 127).astype(np.int8), 0, axis))
+        safe = self._safety(node, rows.shape)
+        scale = self._weight_scale(prefix, rows, largest_bias, input_scale, safe)
+        integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
         names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale", axis)]
         if node.op_type == "MatMul":
             self.nodes.append(make_node("Transpose", names, f"{prefix}_turned", perm=[1, 0]))
@@ -388,6 +393,13 @@ class _Quantizer:
                 self._bias_constant(node, bias_name, np.tile(np.float32(input_scale) * scale, groups))
             )
         return names
+
+    def _safety(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> OverflowSafe:
+        """What a layer's weights have to hold: nothing where the engine never adds in 16 bits."""
+        if node.op_type == "ConvTranspose" or shape[1] == 1:  # which is a depthwise convolution
+            return "off"
+        by_winograd = shape[2:] == (3, 3) and set(attributes(node).get("strides", [1])) == {1}
+        return "pairs" if by_winograd and self.overflow_safe == "quads" else self.overflow_safe
 
     def _later_bias(self, node: onnx.NodeProto) -> str:
         """The bias that an Add gives to a MatMul."""
@@ -408,13 +420,18 @@ class _Quantizer:
         return self._dequantized_constant(own, integers, scale, f"{own}.scale", 0)
 
     def _weight_scale(
-        self, name: str, weight: npt.NDArray[Any], bias: npt.NDArray[np.float64], input_scale: float
+        self,
+        name: str,
+        weight: npt.NDArray[Any],
+        bias: npt.NDArray[np.float64],
+        input_scale: float,
+        safe: OverflowSafe,
     ) -> npt.NDArray[np.float32]:
         """One scale per output channel; large enough that bias and accumulator stay within 32 bits."""
         largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
         # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
         least = np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))
-        fresh: npt.NDArray[np.float32] = np.maximum(largest / 127, least).astype(np.float32)
+        fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
         old = self.base.weights.get(name) if self.base else None
         if old is None or old.shape != fresh.shape:
             return fresh
