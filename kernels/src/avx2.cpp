@@ -3,6 +3,10 @@
 // faster and gives the same bits. Only this file is compiled with -mavx2 -mfma.
 #include "depthwise.h"
 #include "elementwise256.h"
+#include "layer_norm256.h"
+#include "lookup256.h"
+#include "product_pairs256.h"
+#include "softmax256.h"
 #include "winograd.h"
 
 namespace edgewright {
@@ -189,6 +193,10 @@ const Kernels& avx2_kernels() {
     made.dense = dense_or_winograd();
     made.depthwise = depthwise_kernel<Avx2Deep>();
     made.add = add;
+    made.softmax = softmax;
+    made.layer_norm = layer_norm;
+    made.lookup = lookup;
+    made.product = tiled_product_kernel<ProductPairs>();
     return made;
   }();
   return table;

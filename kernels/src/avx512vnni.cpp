@@ -12,6 +12,7 @@ struct Vnni {
 }  // namespace
 }  // namespace edgewright
 
+#include "product512.h"
 #include "vnni256.h"
 
 namespace edgewright {
@@ -113,6 +114,7 @@ const Kernels& avx512vnni_kernels() {
   static const Kernels table = [] {
     Kernels made = vnni_kernels("avx512vnni");
     made.dense = dense_kernel<Tiles512>();
+    made.product = tiled_product_kernel<ProductVnni512>();
     return made;
   }();
   return table;

@@ -91,6 +91,7 @@ struct Normalization {
   int64_t epsilon;
   int32_t zero_point;
   Scaling scaling;
+  bool results_fit;  // below 2^30 in magnitude, before the zero point
 };
 
 // Outputs along one axis: inputs first[o] and second[o] with weights 2048 - fraction[o] and fraction[o].

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "neon.h"
+#include "rows_neon.h"
 
 namespace edgewright {
 namespace {
@@ -199,6 +200,9 @@ Kernels arm_kernels_with(const char* name) {
   Kernels table = arm_kernels(name);
   table.dense = {dense_packed_bytes<Path>, pack_dense<Path>, dense_scratch_bytes<Path>, dense_units<Path>,
                  dense<Path>};
+  table.lookup = lookup;
+  table.softmax = softmax;
+  table.layer_norm = layer_norm;
   return table;
 }
 

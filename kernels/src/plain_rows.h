@@ -51,32 +51,51 @@ namespace {
   return root;
 }
 
-[[maybe_unused]] inline void plain_layer_norm(const Normalization& op, const uint8_t* x, int64_t rows,
-                                              uint8_t* y) {
+// What the values of a row have in common: T = ((n * x - middle) * factor + 2^(shift-1)) >> shift.
+struct NormalizedRow {
+  int64_t middle;
+  int32_t factor, shift;
+};
+
+// `plain` and `squares` are the sums over the row of x and of x^2, at most 255^2 * 2^15.
+[[maybe_unused]] inline NormalizedRow normalized_row(const Normalization& op, int64_t plain,
+                                                     int64_t squares) {
+  const int64_t n = op.count, zero_point = op.zero_point, total = plain - n * zero_point;
+  const int64_t centred = squares - 2 * zero_point * plain + n * zero_point * zero_point;
+  const int64_t spread = n * centred - total * total + op.epsilon;
+  const int32_t k = (__builtin_clzll(static_cast<uint64_t>(spread)) - 2) & ~1;
+  const int64_t whole = (int64_t{1} << 61) / square_root(spread << k);
+  return {n * zero_point + total, static_cast<int32_t>(whole < 2147483647 ? whole : 2147483647), 46 - k / 2};
+}
+
+[[maybe_unused]] inline int32_t normalized(const Normalization& op, const NormalizedRow& by, int32_t x) {
+  return static_cast<int32_t>(requantize(op.count * x - by.middle, by.factor, by.shift));
+}
+
+// Value number i, from its T.
+[[maybe_unused]] inline uint8_t gained(const Normalization& op, int32_t t, int64_t i) {
   const Scaling& to = op.scaling;
   const int32_t shift = to.shift[0];
+  const int64_t value = int64_t{t} * op.gain[i] + op.offset[i] + (int64_t{1} << (shift - 1));
+  return saturate((value >> shift) + to.zero_point, to.low, to.high);
+}
+
+[[maybe_unused]] inline void plain_layer_norm(const Normalization& op, const uint8_t* x, int64_t rows,
+                                              uint8_t* y) {
   for (int64_t row = 0; row < rows; ++row, x += op.count, y += op.count) {
-    int32_t total = 0, squares = 0, lowest = 255, highest = 0;  // squares: at most 255^2 * 2^15
+    int32_t plain = 0, squares = 0, lowest = 255, highest = 0;
     for (int64_t i = 0; i < op.count; ++i) {
-      const int32_t q = x[i], c = q - op.zero_point;
-      total += c;
-      squares += c * c;
+      const int32_t q = x[i];
+      plain += q;
+      squares += q * q;
       lowest = q < lowest ? q : lowest;
       highest = q > highest ? q : highest;
     }
-    const int64_t spread = op.count * squares - int64_t{total} * total + op.epsilon;
-    const int32_t k = (__builtin_clzll(static_cast<uint64_t>(spread)) - 2) & ~1;
-    const int64_t whole = (int64_t{1} << 61) / square_root(spread << k);
-    const int32_t factor = static_cast<int32_t>(whole < 2147483647 ? whole : 2147483647), h = 46 - k / 2;
-    // Within a row the normalized value depends on x alone: it is worked out once for each.
-    int32_t normalized[256];
-    for (int32_t q = lowest; q <= highest; ++q) {
-      normalized[q] = static_cast<int32_t>(requantize(op.count * (q - op.zero_point) - total, factor, h));
-    }
-    for (int64_t i = 0; i < op.count; ++i) {
-      const int64_t value = int64_t{normalized[x[i]]} * op.gain[i] + op.offset[i];
-      y[i] = saturate(((value + (int64_t{1} << (shift - 1))) >> shift) + to.zero_point, to.low, to.high);
-    }
+    const NormalizedRow by = normalized_row(op, plain, squares);
+    // Within a row T depends on x alone: it is worked out once for each.
+    int32_t found[256];
+    for (int32_t q = lowest; q <= highest; ++q) found[q] = normalized(op, by, q);
+    for (int64_t i = 0; i < op.count; ++i) y[i] = gained(op, found[x[i]], i);
   }
 }
 

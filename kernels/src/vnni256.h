@@ -5,6 +5,10 @@
 
 #include "depthwise.h"
 #include "elementwise256.h"
+#include "layer_norm256.h"
+#include "lookup256.h"
+#include "product_vnni.h"
+#include "softmax256.h"
 
 namespace edgewright {
 namespace {
@@ -78,6 +82,10 @@ struct VnniDeep {
   made.dense = dense_kernel<VnniTiles>();
   made.depthwise = depthwise_kernel<VnniDeep>();
   made.add = add;
+  made.softmax = softmax;
+  made.layer_norm = layer_norm;
+  made.lookup = lookup;
+  made.product = tiled_product_kernel<ProductVnni>();
   return made;
 }
 

@@ -543,7 +543,8 @@ def _lookup(draw: Draw, p: Program) -> int:
 
 
 def _softmax(draw: Draw, p: Program) -> int:
-    shape = (*draw.shape(draw.number(0, 3), 4), draw.number(1, 300))
+    values = draw.number(1, 300) if draw.number(0, 9) else draw.number(2040, 2060)
+    shape = (*draw.shape(draw.number(0, 3), 4), values)
     scale = float(draw.rng.choice([1e-4, 0.02, 0.1, 1.0, 20.0]))
     x = p.input("x", shape, scale=scale, zero_point=draw.zero_point())
     mask = None

@@ -1,0 +1,75 @@
+// The product of two activations in tiles of 12 rows by 32 columns, 512 bits at a time.
+#pragma once
+
+#include "product_vnni.h"
+
+namespace edgewright {
+namespace {
+
+struct Uniform512 {
+  __m512i multiplier, half, shift;
+};
+
+inline __m512i requantize_lanes(__m512i acc, const Uniform512& by) {
+  const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(acc, by.multiplier), by.half);
+  const __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(acc, 32), by.multiplier), by.half);
+  return _mm512_srav_epi32(_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB), by.shift);
+}
+
+struct ProductVnni512 : FourByteColumns<Order32, 32> {
+  static constexpr int64_t kRows = 12, kColumns = 32;
+
+  template <int Rows>
+  static void tile(const ProductTile<ProductVnni512>& tile) {
+    const uint8_t* panel = tile.panel + kColumns * sizeof(int32_t);
+    const uint8_t* a = tile.a;
+    const int64_t stride = tile.stride;
+    __m512i acc[Rows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const __m512i start = _mm512_set1_epi32(tile.row_start[r]);
+      acc[r][0] = _mm512_add_epi32(_mm512_loadu_si512(tile.panel), start);
+      acc[r][1] = _mm512_add_epi32(_mm512_loadu_si512(tile.panel + 64), start);
+    }
+    for (const uint8_t* const end = a + tile.bytes; a < end; a += 4, panel += 128) {
+      const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        int32_t four;
+        std::memcpy(&four, a + r * stride, sizeof four);
+        const __m512i seen = _mm512_set1_epi32(four);
+        acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], seen, left);
+        acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], seen, right);
+        asm("" : "+v"(acc[r][0]), "+v"(acc[r][1]));  // gcc 12 spills the tile without it
+      }
+    }
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_stride = tile.op->columns;
+    if (!fits_high_half(to, 0)) {
+      for (int r = 0; r < Rows; ++r) {
+        int32_t all[32];
+        for (int v = 0; v < 2; ++v) _mm512_storeu_si512(all + 16 * v, acc[r][v]);
+        for (int64_t n = 0; n < tile.used; ++n) tile.y[r * y_stride + n] = requantize_any(all[n], to, 0);
+      }
+      return;
+    }
+    const Factor factor = raised(to.multiplier[0], to.shift[0]);
+    const Uniform512 by = {
+        _mm512_set1_epi32(factor.multiplier),
+        _mm512_set1_epi64((int64_t{1} << (factor.shift - 1)) + (int64_t{to.zero_point} << factor.shift)),
+        _mm512_set1_epi32(factor.shift - 32)};
+    const Bounds bounds = bounds_of(to);
+    const __m512i zero = _mm512_setzero_si512();
+    const __mmask32 some = static_cast<__mmask32>((uint64_t{1} << tile.used) - 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const __m512i left = _mm512_max_epi32(requantize_lanes(acc[r][0], by), zero);
+      const __m512i right = _mm512_max_epi32(requantize_lanes(acc[r][1], by), zero);
+      const __m256i bytes = _mm256_set_m128i(_mm512_cvtusepi32_epi8(right), _mm512_cvtusepi32_epi8(left));
+      _mm256_mask_storeu_epi8(tile.y + r * y_stride, some, clamp(bytes, bounds));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace edgewright
