@@ -41,7 +41,10 @@ from edgewright_kernels.operators import (
 from edgewright_kernels.program import ARENA_ALIGNMENT, Plan, Tensor
 from edgewright_kernels.rules import (
     check_broadcast,
+    check_dtypes,
     check_rescale,
+    check_rescale_by_channel,
+    check_table,
     check_weights,
     range_size,
     same_grid,
@@ -112,15 +115,16 @@ def _check_tensor(plan: Plan, tensor: Tensor) -> None:
         raise PlanError(f"{where}: {tensor.elements} elements, at most {MAX_TENSOR_ELEMENTS} are allowed")
     if len(tensor.name.encode()) > MAX_NAME_BYTES or not tensor.name:
         raise PlanError(f"{where}: a name has 1 to {MAX_NAME_BYTES} bytes")
-    if tensor.dtype != "uint8":
+    if not tensor.is_inside:
         if (tensor.scale, tensor.zero_point, tensor.offset) != (0.0, 0, 0):
             raise PlanError(f"{where}: {tensor.dtype} has no scale, zero point or place in the arena")
         return
     scale = np.float32(tensor.scale)
     if not (np.isfinite(scale) and scale > 0 and float(scale) == tensor.scale):
         raise PlanError(f"{where}: scale {tensor.scale} is not a positive float32")
-    if not 0 <= tensor.zero_point <= 255:
-        raise PlanError(f"{where}: zero point {tensor.zero_point} is not in 0..255")
+    most = 255 if tensor.dtype == "uint8" else 0
+    if not 0 <= tensor.zero_point <= most:
+        raise PlanError(f"{where}: zero point {tensor.zero_point} is not in 0..{most}")
     if tensor.offset % ARENA_ALIGNMENT or tensor.offset + tensor.size_bytes > plan.arena_bytes:
         raise PlanError(f"{where}: lies at {tensor.offset}, outside the arena or not aligned")
 
@@ -136,14 +140,11 @@ def _check_op(plan: Plan, op: Op) -> None:
         if not 0 <= number < len(plan.tensors):
             raise PlanError(f"there is no tensor {number}")
     x_t, y_t = plan.tensors[reads[0]], plan.tensors[y]
-    takes = "float32" if isinstance(op, Quantize) else "int64" if isinstance(op, Embedding) else "uint8"
-    gives = "float32" if isinstance(op, Dequantize) else "uint8"
-    if any((plan.tensors[t].dtype, y_t.dtype) != (takes, gives) for t in reads):
-        raise PlanError(f"takes {takes} and gives {gives}")
+    check_dtypes(op, [plan.tensors[t] for t in reads], y_t)
     if (
         y in plan.inputs
-        or (takes != "uint8" and reads[0] not in plan.inputs)
-        or (gives != "uint8" and y not in plan.outputs)
+        or (not x_t.is_inside and reads[0] not in plan.inputs)
+        or (not y_t.is_inside and y not in plan.outputs)
     ):
         raise PlanError(
             "a tensor at the border is an input that is read or an output that is written, no other"
@@ -152,7 +153,7 @@ def _check_op(plan: Plan, op: Op) -> None:
         t = plan.tensors[number]
         apart = t.offset + t.size_bytes <= y_t.offset or y_t.offset + y_t.size_bytes <= t.offset
         in_place = isinstance(op, Reshape) and t.offset == y_t.offset
-        if t.dtype == y_t.dtype == "uint8" and not apart and not in_place:
+        if t.is_inside and y_t.is_inside and not apart and not in_place:
             raise PlanError(f"{t.name!r} and {y_t.name!r} overlap in the arena")
     match op:
         case Quantize() | Dequantize() | Transpose():
@@ -166,20 +167,19 @@ def _check_op(plan: Plan, op: Op) -> None:
         case Add() | Multiply():
             check_broadcast(plan.tensors[op.b], x_t)
             same_shape(y_t, x_t.shape)
-            check_rescale(op.rescale, 2 if isinstance(op, Add) else 1)
+            check_rescale(op.rescale, 2 if isinstance(op, Add) else 1, y_t)
             if isinstance(op, Add) and op.rescale.shift[0] != op.rescale.shift[1]:
                 raise PlanError("its two shifts differ")
         case Requantize():
             same_shape(y_t, x_t.shape)
-            check_rescale(op.rescale, 1)
+            check_rescale_by_channel(op.rescale, y_t)
         case Lookup():
-            if len(op.table) != 256:
-                raise PlanError(f"its table has {len(op.table)} bytes, 256 are needed")
+            check_table(op, x_t, y_t)
             same_shape(y_t, x_t.shape)
         case FullyConnected():
             outputs = y_t.shape[-1]
             same_shape(y_t, (*x_t.shape[:-1], outputs))
-            check_weights(plan, op, outputs, outputs, x_t.shape[-1])
+            check_weights(plan, op, y_t, outputs, x_t.shape[-1])
         case MatMul():
             check_matmul(op, x_t, plan.tensors[op.b], y_t)
         case Softmax():
@@ -197,7 +197,7 @@ def _check_op(plan: Plan, op: Op) -> None:
             size = range_size(plan, op.weight)
             if size == 0 or size % y_t.shape[-1]:
                 raise PlanError(f"range {op.weight} has {size} bytes, no number of rows of {y_t.shape[-1]}")
-            check_rescale(op.rescale, 1)
+            check_rescale_by_channel(op.rescale, y_t)
         case TransposedConvolution():
             check_transposed(plan, op, x_t, y_t)
         case Convolution() | MaxPool() | AveragePool():
@@ -205,7 +205,7 @@ def _check_op(plan: Plan, op: Op) -> None:
 
 
 class _Arena:
-    """Which uint8 tensors still lie whole in the arena while the operators run."""
+    """Which tensors still lie whole in the arena while the operators run."""
 
     def __init__(self, plan: Plan) -> None:
         self._tensors = plan.tensors
@@ -214,11 +214,11 @@ class _Arena:
 
     def holds(self, number: int) -> bool:
         tensor = self._tensors[number]
-        return tensor.dtype != "uint8" or self._at.get(tensor.offset) == number
+        return not tensor.is_inside or self._at.get(tensor.offset) == number
 
     def write(self, number: int) -> None:
         tensor = self._tensors[number]
-        if tensor.dtype != "uint8":
+        if not tensor.is_inside:
             return
         first = bisect.bisect_left(self._starts, tensor.offset)
         if first > 0:

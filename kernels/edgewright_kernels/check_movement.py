@@ -45,12 +45,12 @@ def check_slice(op: Slice, x_t: Tensor, y_t: Tensor) -> None:
 
 
 def check_constant(plan: Plan, op: Constant) -> None:
-    """The range has the bytes that y, uint8, needs."""
+    """The range has the bytes that y needs."""
     if not 0 <= op.y < len(plan.tensors):
         raise PlanError(f"there is no tensor {op.y}")
     y_t = plan.tensors[op.y]
-    if y_t.dtype != "uint8":
-        raise PlanError("gives uint8")
+    if not y_t.is_inside:
+        raise PlanError(f"gives uint8 or int16; {y_t.name!r} is {y_t.dtype}")
     size = range_size(plan, op.weight)
-    if size != y_t.elements:
-        raise PlanError(f"range {op.weight} has {size} bytes, {y_t.elements} are needed")
+    if size != y_t.size_bytes:
+        raise PlanError(f"range {op.weight} has {size} bytes, {y_t.size_bytes} are needed")

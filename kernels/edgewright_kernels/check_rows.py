@@ -6,15 +6,16 @@ from itertools import pairwise
 
 from edgewright_kernels.errors import PlanError
 from edgewright_kernels.operators import LayerNorm, MatMul, Softmax
-from edgewright_kernels.program import Plan, Tensor
+from edgewright_kernels.program import DType, Plan, Tensor
 from edgewright_kernels.rules import check_broadcast, check_rescale, same_shape
 
 MAX_MATMUL_TERMS = ((1 << 31) - 1) // (255 * 255)
 MAX_SOFTMAX = 1 << 16
 MAX_LAYER_NORM = 1 << 15
-MAX_EPSILON = 1 << 46
+MAX_EPSILON: dict[DType, int] = {"uint8": 1 << 46, "int16": 1 << 60}
 MAX_OFFSET = 1 << 55
-ONE = 1 << 16  # in Softmax's table
+ONE = 1 << 16  # in Softmax's table, and in that of high bytes
+LOW_ONE = 1 << 15  # in that of low bytes
 
 
 def check_matmul(op: MatMul, a_t: Tensor, b_t: Tensor, y_t: Tensor) -> None:
@@ -27,7 +28,7 @@ def check_matmul(op: MatMul, a_t: Tensor, b_t: Tensor, y_t: Tensor) -> None:
     same_shape(y_t, (*batch, rows, columns))
     if terms > MAX_MATMUL_TERMS:
         raise PlanError(f"sums {terms} products, at most {MAX_MATMUL_TERMS} fit 32 bits")
-    check_rescale(op.rescale, 1)
+    check_rescale(op.rescale, 1, y_t)
 
 
 def check_softmax(plan: Plan, op: Softmax, x_t: Tensor, y_t: Tensor) -> None:
@@ -37,10 +38,11 @@ def check_softmax(plan: Plan, op: Softmax, x_t: Tensor, y_t: Tensor) -> None:
     same_shape(y_t, x_t.shape)
     if x_t.shape[-1] > MAX_SOFTMAX:
         raise PlanError(f"its rows have {x_t.shape[-1]} values, at most {MAX_SOFTMAX} are allowed")
-    table = op.table
-    if len(table) != 256 or table[0] != ONE or table[-1] < 0 or any(a < b for a, b in pairwise(table)):
-        raise PlanError(f"its table has 256 values that start with {ONE} and never grow or go below 0")
-    check_rescale(op.rescale, 1)
+    tables = {"uint8": ((op.table, ONE),), "int16": ((op.table[:256], LOW_ONE), (op.table[256:], ONE))}
+    for table, one in tables[x_t.dtype]:
+        if len(table) != 256 or table[0] != one or table[-1] < 0 or any(a < b for a, b in pairwise(table)):
+            raise PlanError(f"a table has 256 values that start with {one} and never grow or go below 0")
+    check_rescale(op.rescale, 1, y_t)
 
 
 def check_layer_norm(op: LayerNorm, x_t: Tensor, y_t: Tensor) -> None:
@@ -53,8 +55,8 @@ def check_layer_norm(op: LayerNorm, x_t: Tensor, y_t: Tensor) -> None:
         raise PlanError(f"needs {values} gains and offsets, has {len(op.gain)}")
     if not all(-(1 << 31) <= g < 1 << 31 for g in op.gain) or not all(abs(o) < MAX_OFFSET for o in op.offset):
         raise PlanError("a gain is beyond 32 bits, or an offset beyond 55")
-    if not 1 <= op.epsilon <= MAX_EPSILON:
-        raise PlanError(f"epsilon {op.epsilon} is not in 1..{MAX_EPSILON}")
-    check_rescale(op.rescale, 1)
+    if not 1 <= op.epsilon <= MAX_EPSILON[x_t.dtype]:
+        raise PlanError(f"epsilon {op.epsilon} is not in 1..{MAX_EPSILON[x_t.dtype]}")
+    check_rescale(op.rescale, 1, y_t)
     if op.rescale.multiplier[0] != 1:
         raise PlanError("its multiplier is not 1")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from edgewright_kernels.errors import PlanError
 from edgewright_kernels.operators import AveragePool, Convolution, MaxPool, Resize, TransposedConvolution
 from edgewright_kernels.parameters import Interpolation, Window
-from edgewright_kernels.program import Plan, Tensor
+from edgewright_kernels.program import DType, Plan, Tensor
 from edgewright_kernels.rules import check_groups, check_rescale, check_weights, same_grid, same_shape
 
 MAX_WINDOW_AXES = 3
 MAX_WINDOW = 4096
-MAX_AVERAGED = ((1 << 31) - 1) // 255  # values under one average pool: their sum fits 32 bits
+# Values under one average pool: their sum fits 32 bits.
+MAX_AVERAGED: dict[DType, int] = {"uint8": ((1 << 31) - 1) // 255, "int16": ((1 << 31) - 1) // (1 << 15)}
 FULL = 1 << 11  # the weight of one input in Resize
 
 
@@ -31,13 +32,13 @@ def check_window(plan: Plan, op: Convolution | MaxPool | AveragePool, x_t: Tenso
         outputs = y_t.shape[-1]
         same_shape(y_t, (*size, outputs))
         check_groups(op.groups, channels_in, outputs)
-        check_weights(plan, op, outputs, outputs, channels_in // op.groups * window.taps)
+        check_weights(plan, op, y_t, outputs, channels_in // op.groups * window.taps)
         return
     same_shape(y_t, (*size, channels_in))
     if isinstance(op, AveragePool):
-        if window.taps > MAX_AVERAGED:
-            raise PlanError(f"averages more than {MAX_AVERAGED} values")
-        check_rescale(op.rescale, 1)
+        if window.taps > MAX_AVERAGED[x_t.dtype]:
+            raise PlanError(f"averages more than {MAX_AVERAGED[x_t.dtype]} values")
+        check_rescale(op.rescale, 1, y_t)
     else:
         same_grid(x_t, y_t)
 
@@ -54,7 +55,7 @@ def check_transposed(plan: Plan, op: TransposedConvolution, x_t: Tensor, y_t: Te
     outputs = y_t.shape[-1]
     same_shape(y_t, (*size, outputs))
     check_groups(op.groups, channels_in, outputs)
-    check_weights(plan, op, outputs, channels_in, outputs // op.groups * window.taps)
+    check_weights(plan, op, y_t, channels_in, outputs // op.groups * window.taps)
 
 
 def _image(window: Window, x_t: Tensor, y_t: Tensor) -> tuple[tuple[int, ...], int]:
@@ -75,7 +76,7 @@ def check_resize(op: Resize, x_t: Tensor, y_t: Tensor) -> None:
     same_shape(y_t, (len(op.rows.first), len(op.columns.first), x_t.shape[2]))
     for along, size in ((op.rows, x_t.shape[0]), (op.columns, x_t.shape[1])):
         _check_interpolation(along, size)
-    check_rescale(op.rescale, 1)
+    check_rescale(op.rescale, 1, y_t)
 
 
 def _check_interpolation(along: Interpolation, size: int) -> None:

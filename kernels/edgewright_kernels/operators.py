@@ -10,7 +10,7 @@ from edgewright_kernels.parameters import Interpolation, Rescale, Window
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantize:
-    """Float32 `x` to uint8 `y`: `clamp(round_half_even(x / scale) + zero_point)`, its axes then in `order`.
+    """Float32 `x` to integers: `clamp(round_half_even(x / scale) + zero_point)`, its axes then in `order`.
 
     The order is numpy's: axis i of y is axis `order[i]` of x. An image, (C, H, W) to (H, W, C), has
     (1, 2, 0). NaN becomes the zero point. The division is one IEEE float32 division.
@@ -23,7 +23,7 @@ class Quantize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dequantize:
-    """uint8 `x` to float32 `y`: `transpose(x, order)`, then `float32(x - zero_point) * scale`.
+    """Integers `x` to float32 `y`: `transpose(x, order)`, then `float32(x - zero_point) * scale`.
 
     For an image, (H, W, C) to (C, H, W), `order` is (2, 0, 1).
     """
@@ -106,7 +106,10 @@ class Add:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requantize:
-    """`y` is `x` on another scale, clamped: a ReLU, a clip, or a change of scale that could not be fused."""
+    """`y` is `x` on another scale, clamped: a ReLU, a clip, or a change of scale that could not be fused.
+
+    `rescale` has one multiplier and shift, or one for each channel of the last axis.
+    """
 
     x: int
     y: int
@@ -138,7 +141,7 @@ class MatMul:
     """`y = a @ b`, both activations: a is (..., M, K), b (..., K, N), y (..., M, N).
 
     With `transpose_b`, b is (..., N, K). Leading axes are equal. The accumulator is the sum of
-    `(a - za) * (b - zb)` over K, at most 33,025 of them.
+    `(a - za) * (b - zb)` over K, at most 33,025 of them. Both are uint8; y may be int16.
     """
 
     a: int
@@ -162,7 +165,14 @@ class Multiply:
 class Lookup:
     """`y = table[x]`: any function of one value (GELU, SiLU, Sigmoid, Tanh, HardSwish, ...).
 
-    `table` has 256 bytes, one for each `x`.
+    For uint8 `x`, `table` holds one y for each x, uint8 or int16. For int16 it holds 513 int32 `T`, in
+    128ths of a step of y, the zero point included: one for x = -32,768, the others 128 apart. Between two of
+    them runs a line::
+
+        i = (x + 32768) >> 7;  f = (x + 32768) & 127
+        y = (T[i] * (128 - f) + T[i + 1] * f + 8192) >> 14
+
+    All little-endian. No entry lies outside 128 times the range of y's dtype.
     """
 
     x: int
@@ -182,6 +192,10 @@ class Softmax:
 
     with the one multiplier m and shift s of `rescale`: m / 2^(s - 16) is 1 / scale of y. Where S is 0, y is
     clamp(zero point).
+
+    For int16 `x`, `table` holds two such tables, 512 values: `exp(-scale of x * d)` times 32,768, and
+    `exp(-scale of x * 256 * d)` times 65,536. Then `e = (high[d >> 8] * low[d & 255] + 2^14) >> 15`. The mask
+    and y are uint8.
     """
 
     x: int
@@ -206,7 +220,7 @@ class LayerNorm:
     Attributes:
         gain: (n,) int32: gain / scale of y * 2^(s - 15).
         offset: (n,), below 2^55 in magnitude: offset / scale of y * 2^s.
-        epsilon: round(n^2 * epsilon / scale of x^2), in 1..2^46.
+        epsilon: round(n^2 * epsilon / scale of x^2), in 1..2^46; for int16 x, in 1..2^60.
         rescale: Its shift is s; its multiplier is 1, and not used.
     """
 
@@ -259,7 +273,8 @@ class Resize:
 class Embedding:
     """Rows of a table: x is an int64 input (...,), `weight` int8 (rows, C), y (..., C).
 
-    The accumulator is `weight[x]`. An index outside 0..rows-1 is the caller's ValueError.
+    The accumulator is `weight[x]`; `rescale` has one multiplier and shift, or one for each of the C channels.
+    An index outside 0..rows-1 is the caller's ValueError.
     """
 
     x: int
@@ -291,7 +306,7 @@ class TransposedConvolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """Values that are the same for every sample: y's bytes are those of range `weight`, uint8, row-major."""
+    """Values that are the same for every sample: y's bytes are those of range `weight`, row-major."""
 
     y: int
     weight: int

@@ -70,12 +70,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rescale:
-    """How accumulators become uint8: `clamp(requantize(acc, multiplier, shift) + zero_point, low, high)`.
+    """How accumulators become results: `clamp(requantize(acc, multiplier, shift) + zero_point, low, high)`.
 
     Attributes:
         multiplier: int32 (C,), >= 0.
         shift: int32 (C,), in 1..62.
-        low: Lower clamp; a fused ReLU raises it to the zero point.
+        low: Lower clamp; a fused ReLU raises it to the zero point. Within y's dtype, as is the upper clamp.
         high: Upper clamp.
     """
 

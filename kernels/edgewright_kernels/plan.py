@@ -97,7 +97,8 @@ __all__ = [
 ]
 
 MAGIC = b"EWPLAN\r\n"
-VERSION = 2
+VERSION = 3
+OLDEST_VERSION = 2
 HEADER = struct.Struct("<8sIIIIIIIIQQ8x")  # 64 bytes
 TENSOR = struct.Struct("<BB2x6IfiQII")  # 52 bytes
 RANGE = struct.Struct("<QQ")  # 16 bytes
@@ -109,11 +110,11 @@ MAX_OPS = 65_536
 MAX_RANGES = 65_536
 MAX_PORTS = 64
 
-_DTYPES: tuple[DType, ...] = ("float32", "uint8", "int64")
+_DTYPES: tuple[DType, ...] = ("float32", "uint8", "int64", "int16")
 
 
 def encode(plan: Plan) -> bytes:
-    """Writes a plan as `plan.bin`.
+    """Writes a plan as `plan.bin`, in the oldest version that can say it, so that old devices read it.
 
     Raises:
         ValueError: The plan breaks a rule of the format.
@@ -147,7 +148,7 @@ def encode(plan: Plan) -> bytes:
     body = tensors + ranges + ports + ops + names
     header = HEADER.pack(
         MAGIC,
-        VERSION,
+        needed_version(plan),
         HEADER.size + len(body),
         len(plan.tensors),
         len(plan.ranges),
@@ -173,8 +174,10 @@ def decode(data: bytes) -> Plan:
     (_, version, file_bytes, n_tensors, n_ranges, n_ops, n_inputs, n_outputs, names_bytes, arena, weights) = (
         HEADER.unpack_from(data)
     )
-    if version != VERSION:
-        raise UnsupportedError(f"plan.bin: format version {version}; this engine reads version {VERSION}")
+    if not OLDEST_VERSION <= version <= VERSION:
+        raise UnsupportedError(
+            f"plan.bin: format version {version}; this engine reads versions {OLDEST_VERSION} to {VERSION}"
+        )
     if file_bytes != len(data) or len(data) > MAX_FILE_BYTES:
         raise PlanError(
             f"plan.bin: {len(data)} bytes, its header says {file_bytes} (at most {MAX_FILE_BYTES})"
@@ -230,8 +233,22 @@ def decode(data: bytes) -> Plan:
         arena_bytes=arena,
         weights_bytes=weights,
     )
+    if version < needed_version(plan):
+        raise PlanError(f"plan.bin: version {version} has neither int16 nor a multiplier per channel")
     check(plan)
     return plan
+
+
+def needed_version(plan: Plan) -> int:
+    """The oldest version of the format that can say what a plan says.
+
+    Version 3 added int16, and multipliers per channel to Requantize and Embedding.
+    """
+    wide = any(t.dtype == "int16" for t in plan.tensors)
+    by_channel = any(
+        isinstance(op, Requantize | Embedding) and op.rescale.multiplier.size > 1 for op in plan.ops
+    )
+    return 3 if wide or by_channel else OLDEST_VERSION
 
 
 def _tensor(index: int, record: tuple[Any, ...], names: bytes) -> Tensor:
@@ -261,6 +278,10 @@ class _Words:
 
     def __init__(self, words: Int32Array, where: str) -> None:
         self._words, self._where, self._at = words, where, 0
+
+    @property
+    def left(self) -> int:
+        return self._words.size - self._at
 
     def one(self) -> int:
         return self.take(1)[0]
@@ -335,8 +356,10 @@ def _read(kind: type[Op], name: str, words: _Words, before: dict[str, Any], wher
             return Interpolation(
                 first=words.take(count), second=words.take(count), fraction=words.take(count)
             )
+        case "table" if kind is Lookup:  # how long it must be, the dtypes say: rules.py
+            return np.array(words.take(words.left), "<i4").tobytes()
         case "table":
-            return np.array(words.take(64), "<i4").tobytes() if kind is Lookup else words.take(256)
+            return words.take(512 if words.left > 512 else 256)
         case "offset":
             return words.wide(len(before["gain"]))
         case "epsilon":

@@ -5,8 +5,9 @@ sample: the batch is a loop around it. Weights are not in it; it points at range
 plan.py reads and writes it as `plan.bin`, check.py holds its rules, reference.py runs it.
 
 Conventions
-    * Activations are uint8 with a scale and a zero point; weights int8 or int4, symmetric, in [-127, 127] or
-      [-7, 7]; biases and accumulators int32.
+    * Activations are uint8 with a scale and a zero point, or int16 with a scale; weights int8 or int4,
+      symmetric, in [-127, 127] or [-7, 7]; biases and accumulators int32. Where the two kinds of activations
+      may meet, rules.py says.
     * A tensor has 1 to 6 axes and lies row-major. Where an operator looks at an image, the spatial axes come
       first and the channels last: (W, C), (H, W, C) or (D, H, W, C).
     * "Same grid": x and y share scale and zero point, so no arithmetic is done.
@@ -24,9 +25,10 @@ from edgewright_kernels.operators import Op
 
 ARENA_ALIGNMENT = 64  # bytes
 
-DType: TypeAlias = Literal["float32", "uint8", "int64"]
+DType: TypeAlias = Literal["float32", "uint8", "int64", "int16"]
 
-_ITEM_BYTES: dict[DType, int] = {"float32": 4, "uint8": 1, "int64": 8}
+_ITEM_BYTES: dict[DType, int] = {"float32": 4, "uint8": 1, "int64": 8, "int16": 2}
+_RANGES: dict[DType, tuple[int, int]] = {"uint8": (0, 255), "int16": (-(1 << 15), (1 << 15) - 1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +37,10 @@ class Tensor:
 
     Attributes:
         name: Unique in the plan; inputs and outputs are known by it.
-        dtype: uint8 inside; float32 at the borders, or int64 for an input that holds indices.
+        dtype: uint8 or int16 inside; float32 at the borders, or int64 for an input that holds indices.
         shape: Without the batch.
         scale: `real = scale * (q - zero_point)`; 0.0 at the borders.
-        zero_point: In 0..255; 0 at the borders.
+        zero_point: In 0..255; 0 at the borders, and of int16.
         offset: Where it lies in the arena, bytes, a multiple of 64; 0 at the borders.
     """
 
@@ -53,6 +55,16 @@ class Tensor:
     def elements(self) -> int:
         """Number of elements in one sample."""
         return math.prod(self.shape)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it lies in the arena, on a grid."""
+        return self.dtype in _RANGES
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest integer of a tensor inside."""
+        return _RANGES[self.dtype]
 
     @property
     def size_bytes(self) -> int:

@@ -3,7 +3,7 @@
 Every path of the native engine gives these bits. All integer arithmetic is int64, so nothing can wrap: the
 weights are checked to keep each accumulator in 32 bits, a multiplier has 31.
 
-The functions work on batches: uint8 arrays of shape (N, *tensor.shape), as the plan lays tensors out.
+The functions work on batches: arrays of uint8 or int16, (N, *tensor.shape), as the plan lays tensors out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from edgewright_kernels.errors import PlanError
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
-UInt8Array: TypeAlias = npt.NDArray[np.uint8]
-Value: TypeAlias = npt.NDArray[Any]  # float32 or int64 at the borders, uint8 inside
+Value: TypeAlias = npt.NDArray[Any]  # float32 or int64 at the borders, uint8 or int16 inside
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap | npt.NDArray[np.uint8]
 
 MAX_ACCUMULATOR = (1 << 31) - 1
@@ -78,9 +77,10 @@ def trace(plan: ir.Plan, weights: Buffer, inputs: Mapping[str, Value]) -> dict[s
 
 def _constant(plan: ir.Plan, op: ir.Constant, weights: Buffer, samples: int) -> Value:
     """The same bytes for every sample."""
-    at, shape = plan.ranges[op.weight], plan.tensors[op.y].shape
+    at, y = plan.ranges[op.weight], plan.tensors[op.y]
     stored = memoryview(weights).cast("B")[at.offset : at.offset + at.size]  # type: ignore[arg-type]
-    return np.broadcast_to(np.frombuffer(stored, np.uint8).reshape(shape), (samples, *shape)).copy()
+    values = np.frombuffer(stored, np.dtype(y.dtype).newbyteorder("<")).astype(y.dtype).reshape(y.shape)
+    return np.broadcast_to(values, (samples, *y.shape)).copy()
 
 
 def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias: Int64Array) -> Value:
@@ -90,9 +90,9 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
     batch_first = (0, *(axis + 1 for axis in getattr(op, "order", ())))
     match op:
         case ir.Quantize():
-            return quantize(x, y_t.scale, y_t.zero_point).transpose(batch_first)
+            return quantize(x, y_t).transpose(batch_first)
         case ir.Dequantize():
-            return dequantize(x.transpose(batch_first), x_t.scale, x_t.zero_point)
+            return dequantize(x.transpose(batch_first), x_t)
         case ir.MaxPool():
             return _max_pool(x, op.window, y_t)
         case ir.Transpose():
@@ -100,7 +100,7 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
         case ir.Reshape():
             return x.reshape(len(x), *y_t.shape)
         case ir.Lookup():
-            return np.frombuffer(op.table, np.uint8)[x]
+            return _look_up(x, op, y_t)
         case ir.Concat():
             return np.concatenate(values, axis=op.axis + 1)
         case ir.Slice():
@@ -129,7 +129,7 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
         case ir.AveragePool():
             acc = _window_sum(centred[0], op.window, y_t)
         case ir.Requantize():
-            acc = centred[0]
+            acc = centred[0]  # by channel: numpy broadcasts along the last axis
         case ir.Resize():
             acc = _interpolate(_interpolate(centred[0], op.rows, 1), op.columns, 2)
         case ir.Embedding():
@@ -156,29 +156,30 @@ def requantize(acc: npt.ArrayLike, multiplier: npt.ArrayLike, shift: npt.ArrayLi
     return result
 
 
-def quantize(x: Float32Array, scale: float, zero_point: int) -> UInt8Array:
-    """float32 to uint8 of the same shape: `clamp(round_half_even(x / scale) + zero_point)`.
+def quantize(x: Float32Array, y: ir.Tensor) -> Value:
+    """float32 to integers of y's dtype, in the same shape: `clamp(round_half_even(x / scale) + zero_point)`.
 
     The division is one IEEE float32 division. NaN becomes the zero point; infinities saturate.
     """
     with np.errstate(over="ignore", under="ignore"):
-        steps = np.rint(np.asarray(x, np.float32) / np.float32(scale))
+        steps = np.rint(np.asarray(x, np.float32) / np.float32(y.scale))
     steps = np.where(np.isnan(steps), np.float32(0), steps)
-    return (np.clip(steps, -zero_point, 255 - zero_point).astype(np.int64) + zero_point).astype(np.uint8)
+    low, high = (limit - y.zero_point for limit in y.limits)
+    return (np.clip(steps, low, high).astype(np.int64) + y.zero_point).astype(y.dtype)
 
 
-def dequantize(x: UInt8Array, scale: float, zero_point: int) -> Float32Array:
-    """uint8 to float32 of the same shape: `float32(x - zero_point) * scale`, one IEEE multiplication."""
+def dequantize(x: Value, x_t: ir.Tensor) -> Float32Array:
+    """Integers to float32 of the same shape: `float32(x - zero_point) * scale`, one IEEE multiplication."""
     with np.errstate(over="ignore", under="ignore"):
-        return (x.astype(np.int64) - zero_point).astype(np.float32) * np.float32(scale)
+        return (x.astype(np.int64) - x_t.zero_point).astype(np.float32) * np.float32(x_t.scale)
 
 
 def _centred(x: Value, tensor: ir.Tensor) -> Int64Array:
     return x.astype(np.int64) - tensor.zero_point
 
 
-def _clamped(value: Int64Array, rescale: ir.Rescale, y: ir.Tensor) -> UInt8Array:
-    return np.clip(value + y.zero_point, rescale.low, rescale.high).astype(np.uint8)
+def _clamped(value: Int64Array, rescale: ir.Rescale, y: ir.Tensor) -> Value:
+    return np.clip(value + y.zero_point, rescale.low, rescale.high).astype(y.dtype)
 
 
 def _broadcast(b: Value, b_t: ir.Tensor, a_t: ir.Tensor) -> Value:
@@ -255,11 +256,12 @@ def _window_sum(x: Int64Array, window: ir.Window, y: ir.Tensor) -> Int64Array:
     return acc
 
 
-def _max_pool(x: Value, window: ir.Window, y: ir.Tensor) -> UInt8Array:
-    best = np.full((len(x), *y.shape), -1, np.int64)
-    for _, seen in _taps(x.astype(np.int64), window, y, fill=-1):
+def _max_pool(x: Value, window: ir.Window, y: ir.Tensor) -> Value:
+    nothing = y.limits[0] - 1
+    best = np.full((len(x), *y.shape), nothing, np.int64)
+    for _, seen in _taps(x.astype(np.int64), window, y, fill=nothing):
         best = np.maximum(best, seen)
-    return best.astype(np.uint8)
+    return best.astype(y.dtype)
 
 
 def _interpolate(x: Int64Array, along: ir.Interpolation, axis: int) -> Int64Array:
@@ -278,11 +280,27 @@ def _add(a: Int64Array, b: Int64Array, rescale: ir.Rescale) -> Int64Array:
     return (a * ma + b * mb + (1 << (shift - 1))) >> shift
 
 
-def _softmax(x: UInt8Array, kept: npt.NDArray[np.bool_] | None, op: ir.Softmax) -> Int64Array:
+def _look_up(x: Value, op: ir.Lookup, y: ir.Tensor) -> Value:
+    if x.dtype == np.uint8:
+        entries = np.frombuffer(op.table, np.dtype(y.dtype).newbyteorder("<"))
+        return entries[x].astype(y.dtype)
+    table, place = np.frombuffer(op.table, "<i4").astype(np.int64), x.astype(np.int64) + 32768
+    i, f = place >> 7, place & 127
+    between: Int64Array = table[i] * (128 - f) + table[i + 1] * f
+    return ((between + 8192) >> 14).astype(y.dtype)
+
+
+def _exponentials(difference: Int64Array, table: Int64Array) -> Int64Array:
+    """What e is to the power of minus a difference, times 65,536."""
+    e: Int64Array = table[difference & 255]
+    return e if table.size == 256 else (table[256 + (difference >> 8)] * e + (1 << 14)) >> 15
+
+
+def _softmax(x: Value, kept: npt.NDArray[np.bool_] | None, op: ir.Softmax) -> Int64Array:
     keep = np.ones(x.shape, np.bool_) if kept is None else kept
     q = x.astype(np.int64)
-    top = np.where(keep, q, 0).max(axis=-1, keepdims=True)
-    e = np.where(keep, np.array(op.table, np.int64)[np.where(keep, top - q, 0)], 0)
+    top = np.where(keep, q, -32768).max(axis=-1, keepdims=True)
+    e = np.where(keep, _exponentials(np.where(keep, top - q, 0), np.array(op.table, np.int64)), 0)
     total = e.sum(axis=-1, keepdims=True)
     multiplier, shift = int(op.rescale.multiplier[0]), int(op.rescale.shift[0])
     r = np.minimum((multiplier << 16) // np.maximum(total, 1), (1 << 31) - 1)
@@ -293,13 +311,19 @@ def _layer_norm(c: Int64Array, op: ir.LayerNorm) -> Int64Array:
     n, shift = c.shape[-1], int(op.rescale.shift[0])
     total = c.sum(axis=-1, keepdims=True)
     spread = n * (c * c).sum(axis=-1, keepdims=True) - total * total + op.epsilon
-    bits = np.frexp(spread.astype(np.float64))[1].astype(np.int64)  # exact: spread is below 2^53
-    k = (62 - bits) & ~1
+    k = (62 - _bits(spread)) & ~1
     root = _square_root(spread << k)
     r = np.minimum((1 << 61) // root, (1 << 31) - 1)
     normalized = requantize(n * c - total, r, 46 - k // 2)
     gain, offset = np.array(op.gain, np.int64), np.array(op.offset, np.int64)
     return (normalized * gain + offset + (1 << (shift - 1))) >> shift
+
+
+def _bits(value: Int64Array) -> Int64Array:
+    """How many bits values of 1 to 2^62 have; by halves, which float64 holds exactly."""
+    high = value >> 31
+    halves = np.where(high > 0, high, value).astype(np.float64)
+    return np.frexp(halves)[1].astype(np.int64) + np.where(high > 0, 31, 0)
 
 
 def _square_root(value: Int64Array) -> Int64Array:
@@ -356,9 +380,9 @@ def _bind(plan: ir.Plan, inputs: Mapping[str, Value]) -> dict[int, Value]:
 def check_weights(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array, Int64Array]]:
     """Holds a plan to its rules, and its weights to theirs: none is -128, no accumulator can leave 32 bits.
 
-    An accumulator of a convolution is bounded by the sum of its |weights| times 255, plus its |bias| after
-    the zero point of the input is folded in; that of a transposed one by the weights that can meet at one
-    output, and its |bias|.
+    An accumulator of a convolution is bounded by the sum of its |weights| times 255, for int16 times 32,768,
+    plus its |bias| after the zero point of the input is folded in; that of a transposed one by the weights
+    that can meet at one output, and its |bias|.
 
     Returns:
         Weight and bias of every operator that has them, by its number: the weight in the shape that
@@ -403,7 +427,8 @@ def check_weights(plan: ir.Plan, weights: Buffer) -> dict[int, tuple[Int64Array,
         else:
             flat = weight.reshape(rows, -1)
             folded = bias - plan.tensors[op.x].zero_point * flat.sum(axis=1)
-            bound = np.abs(flat).sum(axis=1) * 255 + np.abs(folded)
+            most = 255 if plan.tensors[op.x].dtype == "uint8" else 32768
+            bound = np.abs(flat).sum(axis=1) * most + np.abs(folded)
         if (bound > MAX_ACCUMULATOR).any():
             channel = int(np.argmax(bound > MAX_ACCUMULATOR))
             raise PlanError(f"{where}: output channel {channel} can reach {bound[channel]}, beyond 32 bits")

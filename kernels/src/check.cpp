@@ -27,7 +27,7 @@ void check_tensor(const Plan& plan, const Tensor& tensor) {
     if (elements > kMaxElements) refuse(where + "more than " + std::to_string(kMaxElements) + " elements");
   }
   if (tensor.name.empty() || tensor.name.size() > kMaxNameBytes) refuse(where + "a name has 1 to 255 bytes");
-  if (tensor.dtype != DType::kUInt8) {
+  if (!is_inside(tensor.dtype)) {
     if (tensor.scale != 0.0f || tensor.zero_point != 0 || tensor.offset != 0) {
       refuse(where + name_of(tensor.dtype) + " has no scale, zero point or place in the arena");
     }
@@ -36,8 +36,10 @@ void check_tensor(const Plan& plan, const Tensor& tensor) {
   if (!std::isfinite(tensor.scale) || !(tensor.scale > 0.0f)) {
     refuse(where + "scale " + std::to_string(tensor.scale) + " is not a positive float32");
   }
-  if (tensor.zero_point < 0 || tensor.zero_point > 255) {
-    refuse(where + "zero point " + std::to_string(tensor.zero_point) + " is not in 0..255");
+  const int32_t most = tensor.is_wide() ? 0 : 255;
+  if (tensor.zero_point < 0 || tensor.zero_point > most) {
+    refuse(where + "zero point " + std::to_string(tensor.zero_point) + " is not in 0.." +
+           std::to_string(most));
   }
   if (tensor.offset % kArenaAlignment != 0 || tensor.offset > plan.arena_bytes ||
       tensor.size_bytes() > plan.arena_bytes - tensor.offset) {
@@ -60,20 +62,13 @@ void check_tensors(const Plan& plan, const Op& op) {
   for (const int32_t number : op.reads) check_number(number);
   check_number(op.y);
   const Tensor& y = plan.tensors[op.y];
-  const DType takes = op.kind == Kind::kQuantize    ? DType::kFloat32
-                      : op.kind == Kind::kEmbedding ? DType::kInt64
-                                                    : DType::kUInt8;
-  const DType gives = op.kind == Kind::kDequantize ? DType::kFloat32 : DType::kUInt8;
-  for (const int32_t number : op.reads) {
-    if (plan.tensors[number].dtype != takes || y.dtype != gives) {
-      refuse(std::string("takes ") + name_of(takes) + " and gives " + name_of(gives));
-    }
-  }
-  if (listed_in(plan.inputs, op.y) || (takes != DType::kUInt8 && !listed_in(plan.inputs, op.x())) ||
-      (gives != DType::kUInt8 && !listed_in(plan.outputs, op.y))) {
+  check_dtypes(plan, op);
+  const bool takes = is_inside(plan.tensors[op.x()].dtype), gives = is_inside(y.dtype);
+  if (listed_in(plan.inputs, op.y) || (!takes && !listed_in(plan.inputs, op.x())) ||
+      (!gives && !listed_in(plan.outputs, op.y))) {
     refuse("a tensor at the border is an input that is read or an output that is written, no other");
   }
-  if (takes != DType::kUInt8 || gives != DType::kUInt8) return;
+  if (!takes || !gives) return;
   for (const int32_t number : op.reads) {
     const Tensor& t = plan.tensors[number];
     if (op.kind == Kind::kReshape && t.offset == y.offset) continue;
@@ -92,7 +87,7 @@ void check_embedding(const Plan& plan, const Op& op, const Tensor& x, const Tens
     refuse("range " + std::to_string(op.weight) + " has " + std::to_string(size) +
            " bytes, no number of rows of " + std::to_string(y.shape.back()));
   }
-  check_rescale(op.rescale, 1);
+  check_rescale_by_channel(op.rescale, y);
 }
 
 void check_op(const Plan& plan, const Op& op) {
@@ -116,21 +111,22 @@ void check_op(const Plan& plan, const Op& op) {
     case Kind::kMultiply:
       check_broadcast(second, x);
       same_shape(y, x.shape);
-      check_rescale(op.rescale, op.kind == Kind::kAdd ? 2 : 1);
+      check_rescale(op.rescale, op.kind == Kind::kAdd ? 2 : 1, y);
       if (op.kind == Kind::kAdd && op.rescale.shift[0] != op.rescale.shift[1]) {
         refuse("its two shifts differ");
       }
       return;
     case Kind::kRequantize:
       same_shape(y, x.shape);
-      return check_rescale(op.rescale, 1);
+      return check_rescale_by_channel(op.rescale, y);
     case Kind::kLookup:
+      check_table(op, x, y);
       return same_shape(y, x.shape);
     case Kind::kFullyConnected: {
       std::vector<int64_t> shape = x.shape;
       const int64_t outputs = shape.back() = y.shape.back();
       same_shape(y, shape);
-      return check_weights(plan, op, outputs, outputs, x.shape.back());
+      return check_weights(plan, op, y, outputs, x.shape.back());
     }
     case Kind::kConvolution:
     case Kind::kMaxPool:
@@ -157,21 +153,21 @@ void check_op(const Plan& plan, const Op& op) {
   }
 }
 
-// Which uint8 tensors still lie whole in the arena while the operators run.
+// Which tensors still lie whole in the arena while the operators run.
 class Arena {
  public:
   explicit Arena(const Plan& plan) : plan_(plan) {}
 
   bool holds(int32_t number) const {
     const Tensor& tensor = plan_.tensors[number];
-    if (tensor.dtype != DType::kUInt8) return true;
+    if (!is_inside(tensor.dtype)) return true;
     const auto found = at_.find(tensor.offset);
     return found != at_.end() && found->second == number;
   }
 
   void write(int32_t number) {
     const Tensor& tensor = plan_.tensors[number];
-    if (tensor.dtype != DType::kUInt8) return;
+    if (!is_inside(tensor.dtype)) return;
     auto first = at_.lower_bound(tensor.offset);
     if (first != at_.begin()) {
       const Tensor& before = plan_.tensors[std::prev(first)->second];
@@ -209,7 +205,7 @@ void check(const Plan& plan) {
     const bool in = ports == &plan.inputs;
     for (const uint32_t port : *ports) {
       const bool there = port < plan.tensors.size();
-      if (!there || plan.tensors[port].dtype == DType::kUInt8 ||
+      if (!there || is_inside(plan.tensors[port].dtype) ||
           (!in && plan.tensors[port].dtype != DType::kFloat32)) {
         refuse((in ? "input " : "output ") + std::to_string(port) + " is not a float32" +
                (in ? " or int64" : "") + " tensor");

@@ -55,7 +55,7 @@ void check_constant(const Plan& plan, const Op& op) {
     refuse("there is no tensor " + std::to_string(op.y));
   }
   const Tensor& y = plan.tensors[op.y];
-  if (y.dtype != DType::kUInt8) refuse("gives uint8");
+  if (!is_inside(y.dtype)) refuse("gives uint8 or int16, not " + std::string(name_of(y.dtype)));
   const uint64_t size = range_of(plan, op.weight).size;
   if (size != y.size_bytes()) {
     refuse("range " + std::to_string(op.weight) + " has " + std::to_string(size) + " bytes, " +

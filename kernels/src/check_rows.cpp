@@ -1,5 +1,6 @@
 // The rules of what works on whole rows.
 #include <algorithm>
+#include <functional>
 
 #include "rules.h"
 
@@ -7,8 +8,18 @@ namespace edgewright {
 namespace {
 
 constexpr int64_t kMaxMatMulTerms = 2147483647 / (255 * 255), kMaxSoftmax = 1 << 16, kMaxLayerNorm = 1 << 15;
-constexpr int64_t kMaxEpsilon = int64_t{1} << 46, kMaxOffset = int64_t{1} << 55;
-constexpr int32_t kOne = 1 << 16;  // in Softmax's table
+constexpr int64_t kMaxEpsilon = int64_t{1} << 46, kMaxWideEpsilon = int64_t{1} << 60;
+constexpr int64_t kMaxOffset = int64_t{1} << 55;
+constexpr int32_t kOne = 1 << 16;     // in Softmax's table, and in that of high bytes
+constexpr int32_t kLowOne = 1 << 15;  // in that of low bytes
+
+// One of Softmax's tables: 256 values.
+void check_exponentials(const std::vector<int32_t>& table, size_t from, int32_t one) {
+  const auto begin = table.begin() + static_cast<std::ptrdiff_t>(from), end = begin + 256;
+  if (*begin != one || *(end - 1) < 0 || !std::is_sorted(begin, end, std::greater<int32_t>())) {
+    refuse("a table has 256 values that start with " + std::to_string(one) + " and never grow or go below 0");
+  }
+}
 
 }  // namespace
 
@@ -30,7 +41,7 @@ void check_matmul(const Op& op, const Tensor& a, const Tensor& b, const Tensor& 
     refuse("sums " + std::to_string(terms) + " products, at most " + std::to_string(kMaxMatMulTerms) +
            " fit 32 bits");
   }
-  check_rescale(op.rescale, 1);
+  check_rescale(op.rescale, 1, y);
 }
 
 void check_softmax(const Plan& plan, const Op& op, const Tensor& x, const Tensor& y) {
@@ -40,11 +51,10 @@ void check_softmax(const Plan& plan, const Op& op, const Tensor& x, const Tensor
     refuse("its rows have " + std::to_string(x.shape.back()) + " values, at most " +
            std::to_string(kMaxSoftmax) + " are allowed");
   }
-  if (op.table.front() != kOne || op.table.back() < 0 ||
-      !std::is_sorted(op.table.rbegin(), op.table.rend())) {
-    refuse("its table has 256 values that start with 65536 and never grow or go below 0");
-  }
-  check_rescale(op.rescale, 1);
+  if (op.table.size() != (x.is_wide() ? 512 : 256)) refuse("its table has not as many values as its x needs");
+  if (x.is_wide()) check_exponentials(op.table, 0, kLowOne);
+  check_exponentials(op.table, x.is_wide() ? 256 : 0, kOne);
+  check_rescale(op.rescale, 1, y);
 }
 
 void check_layer_norm(const Op& op, const Tensor& x, const Tensor& y) {
@@ -60,10 +70,11 @@ void check_layer_norm(const Op& op, const Tensor& x, const Tensor& y) {
   for (const int64_t offset : op.offset) {
     if (offset <= -kMaxOffset || offset >= kMaxOffset) refuse("an offset is beyond 55 bits");
   }
-  if (op.epsilon < 1 || op.epsilon > kMaxEpsilon) {
-    refuse("epsilon " + std::to_string(op.epsilon) + " is not in 1.." + std::to_string(kMaxEpsilon));
+  const int64_t most = x.is_wide() ? kMaxWideEpsilon : kMaxEpsilon;
+  if (op.epsilon < 1 || op.epsilon > most) {
+    refuse("epsilon " + std::to_string(op.epsilon) + " is not in 1.." + std::to_string(most));
   }
-  check_rescale(op.rescale, 1);
+  check_rescale(op.rescale, 1, y);
   if (op.rescale.multiplier[0] != 1) refuse("its multiplier is not 1");
 }
 

@@ -8,8 +8,8 @@ namespace edgewright {
 namespace {
 
 constexpr int64_t kMaxWindow = 4096;
-constexpr int64_t kMaxAveraged = 2147483647 / 255;  // their sum fits 32 bits
-constexpr int32_t kFull = 1 << 11;                  // the weight of one input in Resize
+constexpr int64_t kMaxAveraged = 2147483647 / 255, kMaxWideAveraged = 2147483647 / 32768;  // the sums fit
+constexpr int32_t kFull = 1 << 11;  // the weight of one input in Resize
 
 int64_t span(const Window& window, int axis) { return window.dilation[axis] * (window.kernel[axis] - 1) + 1; }
 
@@ -74,7 +74,7 @@ void check_window(const Plan& plan, const Op& op, const Tensor& x, const Tensor&
     size.push_back(outputs);
     same_shape(y, size);
     check_groups(op.groups, channels, outputs);
-    check_weights(plan, op, outputs, outputs, channels / op.groups * taps(window));
+    check_weights(plan, op, y, outputs, channels / op.groups * taps(window));
     return;
   }
   size.push_back(channels);
@@ -83,8 +83,9 @@ void check_window(const Plan& plan, const Op& op, const Tensor& x, const Tensor&
     same_grid(x, y);
     return;
   }
-  if (taps(window) > kMaxAveraged) refuse("averages more than " + std::to_string(kMaxAveraged) + " values");
-  check_rescale(op.rescale, 1);
+  const int64_t most = x.is_wide() ? kMaxWideAveraged : kMaxAveraged;
+  if (taps(window) > most) refuse("averages more than " + std::to_string(most) + " values");
+  check_rescale(op.rescale, 1, y);
 }
 
 void check_transposed(const Plan& plan, const Op& op, const Tensor& x, const Tensor& y) {
@@ -103,7 +104,7 @@ void check_transposed(const Plan& plan, const Op& op, const Tensor& x, const Ten
   size.push_back(outputs);
   same_shape(y, size);
   check_groups(op.groups, channels, outputs);
-  check_weights(plan, op, outputs, channels, outputs / op.groups * taps(window));
+  check_weights(plan, op, y, channels, outputs / op.groups * taps(window));
 }
 
 void check_resize(const Op& op, const Tensor& x, const Tensor& y) {
@@ -112,7 +113,7 @@ void check_resize(const Op& op, const Tensor& x, const Tensor& y) {
                  x.shape[2]});
   check_interpolation(op.rows, x.shape[0]);
   check_interpolation(op.columns, x.shape[1]);
-  check_rescale(op.rescale, 1);
+  check_rescale(op.rescale, 1, y);
 }
 
 }  // namespace edgewright

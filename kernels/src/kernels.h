@@ -1,7 +1,8 @@
 // What one CPU path offers: a table of operations, all giving the same bits. A new path is one file with a
 // table; a new operator is one more entry.
 //
-// Nothing here checks anything: check.cpp and engine.cpp have done so. Activations are uint8, (H, W, C).
+// Nothing here checks anything: check.cpp and engine.cpp have done so. Activations are uint8, (H, W, C);
+// `Wide` has the operators where int16 comes in or goes out.
 //
 // Functions in headers are `static` on purpose: each path compiles its own copies with its own CPU flags, so
 // that the linker can never hand a copy with AVX2 instructions to a CPU without them. For the same reason a
@@ -78,7 +79,7 @@ struct Multiplication {
 // Softmax over rows of `count` values.
 struct Exponentials {
   int64_t count;
-  const int32_t* table;  // 256 of them, not increasing
+  const int32_t* table;  // 256 of them, not increasing; of int16 twice as many
   int32_t masked;        // the value of a mask that masks
   Scaling scaling;
 };
@@ -121,6 +122,35 @@ struct Spreading {
   Scaling scaling;
 };
 
+// A change of scale, with one multiplier for all, or one for each of the channels that lie side by side.
+struct Requantization {
+  int64_t channels;  // 1 where there is one multiplier
+  int32_t zero_point;
+  Scaling scaling;
+};
+
+// The operators of int16. All take and give bytes, aligned to what they hold: an entry is found by whether x
+// (or a and b), and then y, are int16. What a table of uint8 has already is left out, except in `requantize`.
+struct Wide {
+  ConvolutionKernel dense[2][2], depthwise[2][2];
+  void (*quantize)(const float* x, int64_t count, float scale, uint8_t* y);
+  void (*dequantize)(const uint8_t* x, int64_t count, float scale, float* y);
+  void (*requantize[2][2])(const Requantization&, const uint8_t* x, int64_t rows, uint8_t* y);
+  void (*max_pool)(const Depth&, const Sliding&, const uint8_t* x, uint8_t* y);
+  void (*average_pool[2][2])(const Depth&, const Sliding&, int32_t zero_point, const Scaling&,
+                             const uint8_t* x, uint8_t* y);
+  void (*add[2][2][2])(const Addition&, const uint8_t* a, const uint8_t* b, int64_t count, uint8_t* y);
+  void (*multiply[2][2][2])(const Multiplication&, const uint8_t* a, const uint8_t* b, int64_t count,
+                            uint8_t* y);
+  // The table as the plan has it: 256 int16 for uint8, 513 int32 for int16.
+  void (*lookup[2][2])(const uint8_t* table, const uint8_t* x, int64_t count, uint8_t* y);
+  // int16 to uint8. The table is two: of low bytes, and of high ones. `exponentials` has room for a row.
+  void (*softmax)(const Exponentials&, const uint8_t* x, const uint8_t* mask, int64_t mask_step, uint8_t* y,
+                  int32_t* exponentials);
+  void (*layer_norm[2][2])(const Normalization&, const uint8_t* x, int64_t rows, uint8_t* y);
+  ProductKernel product;  // of uint8, to int16
+};
+
 struct Kernels {
   const char* name;
   ConvolutionKernel dense;      // groups = 1; a fully connected layer is one pixel of it
@@ -141,6 +171,7 @@ struct Kernels {
                               const uint8_t* x, uint8_t* y);
   // `weight` lies as (tap, channel in, channel out of its group); `sums` has room for one output pixel.
   void (*spread)(const Spreading&, const int8_t* weight, const uint8_t* x, uint8_t* y, int32_t* sums);
+  Wide wide;
 };
 
 const Kernels& scalar_kernels();

@@ -8,6 +8,7 @@
 #include "plain_product.h"
 #include "plain_rows.h"
 #include "plain_volumes.h"
+#include "plain_wide.h"
 #include "requantize.h"
 #include "windows.h"
 
@@ -137,10 +138,11 @@ namespace {
   table.lookup = plain_lookup;
   table.softmax = plain_softmax;
   table.layer_norm = plain_layer_norm;
-  table.product = {product_scratch_bytes, product};
+  table.product = {product_scratch_bytes, product<uint8_t>};
   table.resize = plain_resize;
   table.average_pool_volume = plain_average_pool_volume;
   table.spread = plain_spread;
+  table.wide = plain_wide();
   return table;
 }
 

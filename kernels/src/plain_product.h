@@ -74,8 +74,9 @@ typedef float ProductLanes __attribute__((vector_size(kProductColumns / 2 * size
   }
 }
 
-[[maybe_unused]] inline void product(const Product& op, const uint8_t* a, const uint8_t* b, uint8_t* y,
-                                     uint8_t* scratch) {
+// Y is what it gives: uint8 or int16.
+template <class Y>
+void product(const Product& op, const uint8_t* a, const uint8_t* b, uint8_t* y, uint8_t* scratch) {
   const Scaling& to = op.scaling;
   float* packed = reinterpret_cast<float*>(scratch);
   float* rows_of_a = packed + panels(op) * kProductColumns * op.terms;
@@ -92,11 +93,11 @@ typedef float ProductLanes __attribute__((vector_size(kProductColumns / 2 * size
       }
       const int64_t left = op.columns - from, used = left < kProductColumns ? left : kProductColumns;
       for (int64_t r = 0; r < rows; ++r) {
-        uint8_t* out = y + (row + r) * op.columns + from;
+        Y* out = reinterpret_cast<Y*>(y) + (row + r) * op.columns + from;
         for (int64_t n = 0; n < used; ++n) {
           const int64_t value =
               requantize(sums[r * kProductColumns + n], to.multiplier[0], to.shift[0]) + to.zero_point;
-          out[n] = saturate(value, to.low, to.high);
+          out[n] = narrowed<Y>(value, to.low, to.high);
         }
       }
     }

@@ -8,17 +8,6 @@
 namespace edgewright {
 namespace {
 
-// The depth as the first axis of a window, so that taps_inside serves it too.
-[[maybe_unused]] inline Sliding along_depth(const Depth& depth) {
-  Sliding at{};
-  at.in[0] = depth.in;
-  at.kernel[0] = depth.kernel;
-  at.stride[0] = depth.stride;
-  at.dilation[0] = depth.dilation;
-  at.before[0] = depth.before;
-  return at;
-}
-
 [[maybe_unused]] inline void plain_average_pool_volume(const Depth& depth, const Sliding& at,
                                                        int32_t zero_point, const Scaling& to,
                                                        const uint8_t* x, uint8_t* y) {

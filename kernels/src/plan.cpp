@@ -9,7 +9,7 @@ namespace edgewright {
 namespace {
 
 constexpr char kMagic[] = "EWPLAN\r\n";
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3, kOldest = 2;
 constexpr size_t kHeaderBytes = 64, kTensorBytes = 52, kRangeBytes = 16, kOpBytes = 8;
 constexpr uint32_t kMaxFileBytes = 16 << 20;
 constexpr uint32_t kMaxCount = 65536;
@@ -54,7 +54,7 @@ bool is_utf8(const uint8_t* text, size_t size) {
 Tensor read_tensor(size_t index, const uint8_t* at, const uint8_t* names, uint64_t names_bytes) {
   const uint8_t dtype = at[0], rank = at[1];
   const uint64_t name_at = u32(at + 44), name_size = u32(at + 48);
-  if (dtype > 2 || rank > kMaxRank || name_at + name_size > names_bytes) {
+  if (dtype > 3 || rank > kMaxRank || name_at + name_size > names_bytes) {
     refuse("tensor " + std::to_string(index) + ": unknown dtype, rank over 6, or a name outside the names");
   }
   if (!is_utf8(names + name_at, name_size)) {
@@ -102,6 +102,8 @@ class Words {
     }
     return values;
   }
+
+  int32_t left() const { return static_cast<int32_t>(left_); }
 
   [[noreturn]] void refuse_value(const std::string& what) const { refuse(where_ + ": " + what); }
 
@@ -202,10 +204,10 @@ Op read_op(Kind kind, Words words) {
       op.transpose_b = read_flag(words);
       break;
     case Kind::kLookup:
-      op.table = words.take(64);
+      op.table = words.take(words.left());  // how many there must be, the dtypes say: check.cpp
       break;
     case Kind::kSoftmax:
-      op.table = words.take(256);
+      op.table = words.take(words.left() > 512 ? 512 : 256);
       break;
     case Kind::kLayerNorm: {
       const int32_t count = words.take();
@@ -256,10 +258,23 @@ Op read_op(Kind kind, Words words) {
   return op;
 }
 
+// Version 3 added int16, and multipliers per channel to Requantize and Embedding.
+uint32_t needed_version(const Plan& plan) {
+  for (const Tensor& tensor : plan.tensors) {
+    if (tensor.is_wide()) return 3;
+  }
+  for (const Op& op : plan.ops) {
+    const bool one = op.kind == Kind::kRequantize || op.kind == Kind::kEmbedding;
+    if (one && op.rescale.multiplier.size() > 1) return 3;
+  }
+  return 2;
+}
+
 }  // namespace
 
 const char* name_of(DType dtype) {
-  return dtype == DType::kFloat32 ? "float32" : dtype == DType::kUInt8 ? "uint8" : "int64";
+  static constexpr const char* kNames[] = {"float32", "uint8", "int64", "int16"};
+  return kNames[static_cast<uint8_t>(dtype)];
 }
 
 const char* name_of(Kind kind) {
@@ -283,20 +298,21 @@ int64_t Tensor::elements() const {
   return product;
 }
 
-static uint64_t item_bytes(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt64 ? 8 : 1;
+int64_t item_bytes(DType dtype) {
+  static constexpr int64_t kBytes[] = {4, 1, 8, 2};
+  return kBytes[static_cast<uint8_t>(dtype)];
 }
 
-uint64_t Tensor::size_bytes() const { return static_cast<uint64_t>(elements()) * item_bytes(dtype); }
+uint64_t Tensor::size_bytes() const { return static_cast<uint64_t>(elements() * item()); }
 
 Plan read_plan(const uint8_t* data, size_t size) {
   if (size < kHeaderBytes || std::memcmp(data, kMagic, 8) != 0) {
     refuse("not a plan (its first eight bytes are not EWPLAN)");
   }
   const uint32_t version = u32(data + 8);
-  if (version != kVersion) {
+  if (version < kOldest || version > kVersion) {
     throw UnsupportedError("plan.bin: format version " + std::to_string(version) +
-                           "; this engine reads version " + std::to_string(kVersion));
+                           "; this engine reads versions 2 to 3");
   }
   const uint32_t file_bytes = u32(data + 12);
   if (file_bytes != size || size > kMaxFileBytes) {
@@ -351,6 +367,7 @@ Plan read_plan(const uint8_t* data, size_t size) {
     at += size_t{4} * count;
   }
   if (at != names_at) refuse(std::to_string(names_at - at) + " bytes after the last operator");
+  if (version < needed_version(plan)) refuse("version 2 has neither int16 nor a multiplier per channel");
   check(plan);
   return plan;
 }

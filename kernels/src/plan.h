@@ -13,8 +13,11 @@ namespace edgewright {
 
 constexpr size_t kMaxRank = 6;
 
-enum class DType : uint8_t { kFloat32 = 0, kUInt8 = 1, kInt64 = 2 };
+enum class DType : uint8_t { kFloat32 = 0, kUInt8 = 1, kInt64 = 2, kInt16 = 3 };
 const char* name_of(DType dtype);
+int64_t item_bytes(DType dtype);
+// Whether tensors of it lie in the arena, on a grid; the others are the caller's.
+inline bool is_inside(DType dtype) { return dtype == DType::kUInt8 || dtype == DType::kInt16; }
 
 struct Tensor {
   std::string name;
@@ -24,6 +27,8 @@ struct Tensor {
   int32_t zero_point;
   uint64_t offset;  // bytes into the arena
 
+  bool is_wide() const { return dtype == DType::kInt16; }
+  int64_t item() const { return item_bytes(dtype); }  // bytes of an element
   int64_t elements() const;
   uint64_t size_bytes() const;
 };
@@ -90,7 +95,7 @@ struct Op {
   Rescale rescale;
   std::vector<int32_t> order;
   bool transpose_b = false;
-  std::vector<int32_t> table;  // of Lookup, four bytes to a word; of Softmax
+  std::vector<int32_t> table;  // of Lookup, the words of its bytes; of Softmax
   std::vector<int32_t> gain;
   std::vector<int64_t> offset;
   int64_t epsilon = 0;

@@ -75,6 +75,9 @@ void check_bound(const Setup& setup, int64_t output, int64_t bound) {
   }
 }
 
+// The largest magnitude of an input value, as it enters an accumulator.
+int64_t most_of(const Tensor& x) { return x.is_wide() ? 32768 : 255; }
+
 // The bias with `- zero point of x * weight` folded in, after proof that no accumulator can leave 32 bits.
 std::vector<int32_t> folded_bias(const Setup& setup, const Weights& weights) {
   std::vector<int32_t> folded;
@@ -86,7 +89,7 @@ std::vector<int32_t> folded_bias(const Setup& setup, const Weights& weights) {
       magnitude += std::abs(weight[i]);
     }
     const int64_t value = given_bias(setup, o) - setup.x().zero_point * sum;
-    check_bound(setup, o, magnitude * 255 + std::abs(value));
+    check_bound(setup, o, magnitude * most_of(setup.x()) + std::abs(value));
     folded.push_back(static_cast<int32_t>(value));
   }
   return folded;
@@ -126,11 +129,24 @@ Layer make_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& a
   return layer;
 }
 
+// The kernels for the integers that this operator takes and gives.
+const ConvolutionKernel& dense_of(const Setup& setup) {
+  if (!setup.is_wide()) return setup.kernels.dense;
+  return setup.kernels.wide.dense[setup.x().is_wide()][setup.y().is_wide()];
+}
+
+const ConvolutionKernel& depthwise_of(const Setup& setup) {
+  if (!setup.is_wide()) return setup.kernels.depthwise;
+  return setup.kernels.wide.depthwise[setup.x().is_wide()][setup.y().is_wide()];
+}
+
 double products_of(const Setup& setup, const Weights& weights) {
   return static_cast<double>(setup.y().elements()) * static_cast<double>(weights.terms());
 }
 
-Step run_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& at, const Weights& weights) {
+// `each` is the cost of a product.
+Step run_layer(Setup& setup, const ConvolutionKernel& kernel, double each, const Sliding& at,
+               const Weights& weights) {
   const auto layer =
       std::make_shared<Layer>(make_layer(setup, kernel, at, weights.row(0), folded_bias(setup, weights), 0));
   setup.need_scratch(kernel.scratch_bytes(layer->op));
@@ -138,7 +154,6 @@ Step run_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& at,
                                                                        int64_t end) {
     layer->run(call.arena + x, call.arena + y, call.scratch, begin, end);
   };
-  const double each = &kernel == &setup.kernels.dense ? cost::kProduct : cost::kLooseProduct;
   return {run, layer->units(), each * products_of(setup, weights)};
 }
 
@@ -149,38 +164,41 @@ struct Gathered {
   std::vector<Layer> layers;  // one per group
   Depth depth;
   int64_t pixels, channels, outputs;  // of one slice of x; of x and y whole
+  int64_t x_item, y_item;             // bytes
   int32_t zero_point;
   uint64_t x, y;
   size_t image_at, result_at;  // in the scratch, behind what the kernel needs
 
   void gather(const uint8_t* from, int64_t slice, int64_t group, uint8_t* to) const {
-    const int64_t inputs = channels / static_cast<int64_t>(layers.size()), pixel = depth.kernel * inputs;
+    // All in bytes from here on.
+    const int64_t whole = channels * x_item, inputs = whole / static_cast<int64_t>(layers.size());
+    const int64_t pixel = depth.kernel * inputs;
     for (int64_t tap = 0; tap < depth.kernel; ++tap, to += inputs) {
       const int64_t z = slice * depth.stride - depth.before + tap * depth.dilation;
       const bool inside = z >= 0 && z < depth.in;
-      const uint8_t* at = inside ? from + z * pixels * channels + group * inputs : nullptr;
+      const uint8_t* at = inside ? from + z * pixels * whole + group * inputs : nullptr;
       for (int64_t i = 0; i < pixels; ++i) {
         if (inside) {
-          std::memcpy(to + i * pixel, at + i * channels, static_cast<size_t>(inputs));
+          std::memcpy(to + i * pixel, at + i * whole, static_cast<size_t>(inputs));
         } else {
-          std::memset(to + i * pixel, zero_point, static_cast<size_t>(inputs));
+          std::memset(to + i * pixel, zero_point, static_cast<size_t>(inputs));  // 0 where it is int16
         }
       }
     }
   }
 
   void run(const Call& call, int64_t begin, int64_t end) const {
-    const int64_t groups = static_cast<int64_t>(layers.size()), part = outputs / groups,
-                  out_pixels = ::edgewright::pixels(layers[0].op.at);
+    const int64_t groups = static_cast<int64_t>(layers.size()), whole = outputs * y_item,
+                  part = whole / groups, out_pixels = ::edgewright::pixels(layers[0].op.at);
     uint8_t *image = call.scratch + image_at, *result = call.scratch + result_at;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t slice = unit / groups, group = unit % groups;
       const Layer& layer = layers[static_cast<size_t>(group)];
-      uint8_t* to = call.arena + y + slice * out_pixels * outputs + group * part;
+      uint8_t* to = call.arena + y + slice * out_pixels * whole + group * part;
       gather(call.arena + x, slice, group, image);
       layer.run(image, result, call.scratch, 0, layer.units());
       for (int64_t i = 0; i < out_pixels; ++i) {
-        std::memcpy(to + i * outputs, result + i * part, static_cast<size_t>(part));
+        std::memcpy(to + i * whole, result + i * part, static_cast<size_t>(part));
       }
     }
   }
@@ -194,6 +212,8 @@ Step run_gathered(Setup& setup, const Weights& weights) {
   made->pixels = at.in[0] * at.in[1];
   made->channels = at.in_channels;
   made->outputs = at.out_channels;
+  made->x_item = setup.x().item();
+  made->y_item = setup.y().item();
   made->zero_point = setup.x().zero_point;
   made->x = setup.x().offset;
   made->y = setup.y().offset;
@@ -212,11 +232,12 @@ Step run_gathered(Setup& setup, const Weights& weights) {
         }
       }
     }
-    made->layers.push_back(make_layer(setup, setup.kernels.dense, at, moved.data(), bias, from));
+    made->layers.push_back(make_layer(setup, dense_of(setup), at, moved.data(), bias, from));
   }
-  made->image_at = aligned(setup.kernels.dense.scratch_bytes(made->layers[0].op));
-  made->result_at = made->image_at + aligned(static_cast<size_t>(made->pixels * at.in_channels));
-  setup.need_scratch(made->result_at + static_cast<size_t>(pixels(at) * at.out_channels));
+  made->image_at = aligned(dense_of(setup).scratch_bytes(made->layers[0].op));
+  made->result_at =
+      made->image_at + aligned(static_cast<size_t>(made->pixels * at.in_channels * made->x_item));
+  setup.need_scratch(made->result_at + static_cast<size_t>(pixels(at) * at.out_channels * made->y_item));
   const auto run = [made](const Call& call, int64_t begin, int64_t end) { made->run(call, begin, end); };
   return {run, made->depth.out * groups, cost::kProduct * products_of(setup, weights)};
 }
@@ -262,6 +283,23 @@ std::vector<int64_t> most_that_meets(const Setup& setup, const Weights& weights)
   return most;
 }
 
+// A table of rows as they come out: rescaled once, then only copied.
+template <class Y>
+std::shared_ptr<Bytes> rescaled_rows(Setup& setup, const Weights& weights, int64_t rows, int64_t columns) {
+  const Scaling to = setup.scaling();
+  const bool each = setup.op().rescale.multiplier.size() > 1;
+  const std::shared_ptr<Bytes> table = setup.take(static_cast<size_t>(rows * columns) * sizeof(Y));
+  Y* at = reinterpret_cast<Y*>(table->data());
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const size_t by = each ? static_cast<size_t>(c) : 0;
+      const int64_t value = requantize(weights.row(row)[c], to.multiplier[by], to.shift[by]);
+      *at++ = narrowed<Y>(value + to.zero_point, to.low, to.high);
+    }
+  }
+  return table;
+}
+
 }  // namespace
 
 Step prepare_convolution(Setup& setup) {
@@ -270,9 +308,9 @@ Step prepare_convolution(Setup& setup) {
   const int64_t row = at.in_channels / op.groups * taps(at) * setup.depth().kernel;
   const Weights weights(setup, at.out_channels, row);
   const bool image = op.window.axes < kMaxWindowAxes;
-  if (image && op.groups == 1) return run_layer(setup, setup.kernels.dense, at, weights);
+  if (image && op.groups == 1) return run_layer(setup, dense_of(setup), cost::kProduct, at, weights);
   if (image && op.groups == at.in_channels && op.groups == at.out_channels) {
-    return run_layer(setup, setup.kernels.depthwise, at, weights);
+    return run_layer(setup, depthwise_of(setup), cost::kLooseProduct, at, weights);
   }
   return run_gathered(setup, weights);
 }
@@ -287,7 +325,8 @@ Step prepare_fully_connected(Setup& setup) {
     at.in[axis] = at.out[axis] = axis == 0 ? 1 : rows;
     at.kernel[axis] = at.stride[axis] = at.dilation[axis] = 1;
   }
-  return run_layer(setup, setup.kernels.dense, at, Weights(setup, at.out_channels, at.in_channels));
+  return run_layer(setup, dense_of(setup), cost::kProduct, at,
+                   Weights(setup, at.out_channels, at.in_channels));
 }
 
 Step prepare_transposed_convolution(Setup& setup) {
@@ -344,18 +383,15 @@ Step prepare_transposed_convolution(Setup& setup) {
   return {run, op.out[axis], cost::kLooseProduct * products};
 }
 
-// The rows are kept as they come out: rescaled once, then only copied.
 Step prepare_embedding(Setup& setup) {
   const ByteRange& range = setup.plan.ranges[setup.op().weight];
   const int64_t columns = setup.y().shape.back(), rows = static_cast<int64_t>(range.size) / columns;
   const int64_t count = setup.x().elements();
   const Weights weights(setup, rows, columns);
-  const Scaling to = setup.scaling();
-  const std::shared_ptr<Bytes> table = setup.take(static_cast<size_t>(range.size));
-  for (int64_t i = 0; i < rows * columns; ++i) {
-    const int64_t value = requantize(weights.row(0)[i], to.multiplier[0], to.shift[0]) + to.zero_point;
-    table->data()[i] = saturate(value, to.low, to.high);
-  }
+  const std::shared_ptr<Bytes> table = setup.y().is_wide()
+                                           ? rescaled_rows<int16_t>(setup, weights, rows, columns)
+                                           : rescaled_rows<uint8_t>(setup, weights, rows, columns);
+  const int64_t row_bytes = columns * setup.y().item();
   const auto found =
       std::find(setup.plan.inputs.begin(), setup.plan.inputs.end(), static_cast<uint32_t>(setup.op().x()));
   const size_t port = static_cast<size_t>(found - setup.plan.inputs.begin());
@@ -363,11 +399,11 @@ Step prepare_embedding(Setup& setup) {
   const auto run = [=, y = setup.y().offset](const Call& call, int64_t begin, int64_t end) {
     const int64_t* index = static_cast<const int64_t*>(call.inputs[port]) + call.sample * count;
     for (int64_t i = begin; i < end; ++i) {
-      std::memcpy(call.arena + y + i * columns, table->data() + index[i] * columns,
-                  static_cast<size_t>(columns));
+      std::memcpy(call.arena + y + i * row_bytes, table->data() + index[i] * row_bytes,
+                  static_cast<size_t>(row_bytes));
     }
   };
-  return {run, count, cost::kByte * static_cast<double>(count * columns)};
+  return {run, count, cost::kByte * static_cast<double>(count * row_bytes)};
 }
 
 }  // namespace edgewright

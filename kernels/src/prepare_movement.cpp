@@ -7,13 +7,19 @@
 namespace edgewright {
 namespace {
 
+template <class T>
 Step run_copy(Setup& setup, const Strided& how) {
   const auto run = [how, row = how.row(), x = setup.x().offset, y = setup.y().offset](
                        const Call& call, int64_t begin, int64_t end) {
-    how.copy(call.arena + x, call.arena + y + begin * row, begin, end);
+    how.copy(reinterpret_cast<const T*>(call.arena + x), reinterpret_cast<T*>(call.arena + y) + begin * row,
+             begin, end);
   };
-  const double each = how.stride.back() == 1 ? cost::kByte : cost::kValue;
+  const double each = how.stride.back() == 1 ? cost::kByte * sizeof(T) : cost::kValue;
   return {run, how.size[0], each * static_cast<double>(setup.y().elements())};
+}
+
+Step run_copy(Setup& setup, const Strided& how) {
+  return setup.y().is_wide() ? run_copy<int16_t>(setup, how) : run_copy<uint8_t>(setup, how);
 }
 
 }  // namespace
@@ -27,7 +33,7 @@ Step prepare_slice(Setup& setup) {
 }
 
 Step prepare_reshape(Setup& setup) {
-  const Blocks blocks = {setup.x().elements()};
+  const Blocks blocks = {static_cast<int64_t>(setup.x().size_bytes())};
   const uint64_t x = setup.x().offset, y = setup.y().offset;
   if (x == y) return {[](const Call&, int64_t, int64_t) {}, 1, 0};
   const auto run = [=](const Call& call, int64_t begin, int64_t end) {
@@ -44,7 +50,7 @@ Step prepare_concat(Setup& setup) {
   };
   const std::vector<int64_t>& shape = setup.y().shape;
   const size_t axis = static_cast<size_t>(setup.op().axis);
-  int64_t rounds = 1, behind = 1;
+  int64_t rounds = 1, behind = setup.y().item();
   for (size_t i = 0; i < axis; ++i) rounds *= shape[i];
   for (size_t i = axis + 1; i < shape.size(); ++i) behind *= shape[i];
   std::vector<Part> parts;
@@ -62,11 +68,11 @@ Step prepare_concat(Setup& setup) {
       }
     }
   };
-  return {run, rounds, cost::kByte * static_cast<double>(setup.y().elements())};
+  return {run, rounds, cost::kByte * static_cast<double>(setup.y().size_bytes())};
 }
 
 Step prepare_constant(Setup& setup) {
-  const Blocks blocks = {setup.y().elements()};
+  const Blocks blocks = {static_cast<int64_t>(setup.y().size_bytes())};
   const std::shared_ptr<Bytes> kept = setup.take(static_cast<size_t>(blocks.count));
   std::memcpy(kept->data(), setup.bytes_of(setup.op().weight), static_cast<size_t>(blocks.count));
   const auto run = [=, at = setup.y().offset](const Call& call, int64_t begin, int64_t end) {

@@ -36,20 +36,21 @@ Step prepare_matmul(Setup& setup) {
   product.zero_point[0] = a.zero_point;
   product.zero_point[1] = b.zero_point;
   product.scaling = setup.scaling();
-  setup.need_scratch(setup.kernels.product.scratch_bytes(product));
+  const ProductKernel& kernel = y.is_wide() ? setup.kernels.wide.product : setup.kernels.product;
+  setup.need_scratch(kernel.scratch_bytes(product));
   // A unit is a few rows of one product.
   const int64_t each = std::min<int64_t>(product.rows, 16), parts = (product.rows + each - 1) / each;
   const int64_t batch = y.elements() / (product.rows * product.columns);
-  const auto run = [=, kernel = setup.kernels.product, a_at = a.offset, b_at = b.offset, y_at = y.offset](
-                       const Call& call, int64_t begin, int64_t end) {
+  const auto run = [=, run_kernel = kernel.run, item = y.item(), a_at = a.offset, b_at = b.offset,
+                    y_at = y.offset](const Call& call, int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t i = begin / parts, stop = std::min(end, (i + 1) * parts);
       const int64_t row = begin % parts * each, last = std::min((stop - i * parts) * each, product.rows);
       Product part = product;
       part.rows = last - row;
-      kernel.run(part, call.arena + a_at + (i * product.rows + row) * product.terms,
+      run_kernel(part, call.arena + a_at + (i * product.rows + row) * product.terms,
                  call.arena + b_at + i * product.terms * product.columns,
-                 call.arena + y_at + (i * product.rows + row) * product.columns, call.scratch);
+                 call.arena + y_at + (i * product.rows + row) * product.columns * item, call.scratch);
       begin = stop;
     }
   };
@@ -62,14 +63,22 @@ Step prepare_softmax(Setup& setup) {
   const bool masked = setup.op().reads.size() > 1;
   const Exponentials op = {x.shape.back(), setup.op().table.data(), masked ? setup.second().zero_point : 0,
                            setup.scaling()};
-  const auto kernel = setup.kernels.softmax;
+  const int64_t item = x.item();
+  if (x.is_wide()) setup.need_scratch(static_cast<size_t>(op.count) * sizeof(int32_t));
+  const auto kernel = [op, wide = x.is_wide() ? setup.kernels.wide.softmax : nullptr,
+                       narrow = setup.kernels.softmax](const Call& call, const uint8_t* from,
+                                                       const uint8_t* mask, int64_t mask_step, uint8_t* to) {
+    if (wide == nullptr) return narrow(op, from, mask, mask_step, to);
+    wide(op, from, mask, mask_step, to, reinterpret_cast<int32_t*>(call.scratch));
+  };
   const uint64_t x_at = x.offset, y_at = y.offset;
   const int64_t rows = x.elements() / op.count;
   const double work = cost::kRowValue * static_cast<double>(x.elements());
   if (!masked) {
     const auto run = [=](const Call& call, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        kernel(op, call.arena + x_at + row * op.count, nullptr, 0, call.arena + y_at + row * op.count);
+        kernel(call, call.arena + x_at + row * op.count * item, nullptr, 0,
+               call.arena + y_at + row * op.count);
       }
     };
     return {run, rows, work};
@@ -77,7 +86,7 @@ Step prepare_softmax(Setup& setup) {
   const Broadcast how = broadcast(setup.second().shape, x.shape, 1);
   const auto run = [=, mask_at = setup.second().offset](const Call& call, int64_t begin, int64_t end) {
     how.for_each(begin, end, [&](int64_t from, int64_t from_mask) {
-      kernel(op, call.arena + x_at + from, call.arena + mask_at + from_mask, how.contiguous ? 1 : 0,
+      kernel(call, call.arena + x_at + from * item, call.arena + mask_at + from_mask, how.contiguous ? 1 : 0,
              call.arena + y_at + from);
     });
   };
@@ -85,13 +94,15 @@ Step prepare_softmax(Setup& setup) {
 }
 
 Step prepare_layer_norm(Setup& setup) {
-  const Tensor& x = setup.x();
+  const Tensor &x = setup.x(), &y = setup.y();
   const Op& given = setup.op();
   const Normalization op = {x.shape.back(), given.gain.data(), given.offset.data(), given.epsilon,
                             x.zero_point,   setup.scaling(),   results_fit(given)};
-  const auto run = [=, kernel = setup.kernels.layer_norm, x_at = x.offset, y_at = setup.y().offset](
-                       const Call& call, int64_t begin, int64_t end) {
-    kernel(op, call.arena + x_at + begin * op.count, end - begin, call.arena + y_at + begin * op.count);
+  const auto kernel =
+      setup.is_wide() ? setup.kernels.wide.layer_norm[x.is_wide()][y.is_wide()] : setup.kernels.layer_norm;
+  const auto run = [=, x_row = op.count * x.item(), y_row = op.count * y.item(), x_at = x.offset,
+                    y_at = y.offset](const Call& call, int64_t begin, int64_t end) {
+    kernel(op, call.arena + x_at + begin * x_row, end - begin, call.arena + y_at + begin * y_row);
   };
   return {run, x.elements() / op.count, cost::kRowValue * static_cast<double>(x.elements())};
 }

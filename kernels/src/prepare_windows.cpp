@@ -25,12 +25,28 @@ double work_of(const Sliding& at, const Depth& depth) {
          static_cast<double>(taps(at) * depth.kernel + 4);
 }
 
+// A pool of int16: a kernel over a volume or, with a depth of 1, an image. A unit is a slice, or a row.
+template <class F>
+Step run_wide(Setup& setup, F kernel) {
+  const Sliding at = setup.sliding();
+  const Depth depth = setup.depth();
+  const bool image = setup.op().window.axes < kMaxWindowAxes;
+  const int64_t unit_bytes = (image ? at.out[1] : pixels(at)) * at.out_channels * setup.y().item();
+  const auto run = [=, x = setup.x().offset, y = setup.y().offset](const Call& call, int64_t begin,
+                                                                   int64_t end) {
+    kernel(image ? depth : slices_of(depth, begin, end), image ? rows_of(at, begin, end) : at, call.arena + x,
+           call.arena + y + begin * unit_bytes);
+  };
+  return {run, image ? at.out[0] : depth.out, work_of(at, depth)};
+}
+
 }  // namespace
 
 // Along three axes, the largest over the depth comes first, then the largest over each image of it.
 Step prepare_max_pool(Setup& setup) {
   const Sliding at = setup.sliding();
   const Depth depth = setup.depth();
+  if (setup.y().is_wide()) return run_wide(setup, setup.kernels.wide.max_pool);
   const auto kernel = setup.kernels.max_pool;
   const uint64_t x_at = setup.x().offset, y_at = setup.y().offset;
   if (setup.op().window.axes < kMaxWindowAxes) {
@@ -63,6 +79,12 @@ Step prepare_average_pool(Setup& setup) {
   const Scaling to = setup.scaling();
   const int32_t zero_point = setup.x().zero_point;
   const uint64_t x = setup.x().offset, y = setup.y().offset;
+  if (setup.is_wide()) {
+    const auto kernel = setup.kernels.wide.average_pool[setup.x().is_wide()][setup.y().is_wide()];
+    return run_wide(setup, [=](const Depth& deep, const Sliding& wide, const uint8_t* from, uint8_t* to_y) {
+      kernel(deep, wide, zero_point, to, from, to_y);
+    });
+  }
   if (setup.op().window.axes < kMaxWindowAxes) {
     const auto run = [=, kernel = setup.kernels.average_pool, row = at.out[1] * at.out_channels](
                          const Call& call, int64_t begin, int64_t end) {

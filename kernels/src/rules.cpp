@@ -36,7 +36,7 @@ void same_grid(const Tensor& x, const Tensor& y) {
   }
 }
 
-void check_rescale(const Rescale& rescale, int64_t channels) {
+void check_rescale(const Rescale& rescale, int64_t channels, const Tensor& y) {
   if (static_cast<int64_t>(rescale.multiplier.size()) != channels) {
     refuse("needs " + std::to_string(channels) + " multipliers and shifts, has " +
            std::to_string(rescale.multiplier.size()));
@@ -46,8 +46,62 @@ void check_rescale(const Rescale& rescale, int64_t channels) {
       refuse("a multiplier is negative, or a shift is not in 1..62");
     }
   }
-  if (rescale.low < 0 || rescale.low > rescale.high || rescale.high > 255) {
+  const int32_t lowest = y.is_wide() ? -32768 : 0, highest = y.is_wide() ? 32767 : 255;
+  if (rescale.low < lowest || rescale.low > rescale.high || rescale.high > highest) {
     refuse("clamps to " + std::to_string(rescale.low) + ".." + std::to_string(rescale.high));
+  }
+}
+
+void check_rescale_by_channel(const Rescale& rescale, const Tensor& y) {
+  check_rescale(rescale, rescale.multiplier.size() == 1 ? 1 : y.shape.back(), y);
+}
+
+namespace {
+
+bool moves(Kind kind) {
+  return kind == Kind::kMaxPool || kind == Kind::kTranspose || kind == Kind::kReshape ||
+         kind == Kind::kConcat || kind == Kind::kSlice;
+}
+
+bool is_narrow(Kind kind) { return kind == Kind::kResize || kind == Kind::kTransposedConvolution; }
+
+// Tensor number `place` of those that the operator reads.
+bool takes(Kind kind, size_t place, DType dtype) {
+  if (kind == Kind::kQuantize) return dtype == DType::kFloat32;
+  if (kind == Kind::kEmbedding) return dtype == DType::kInt64;
+  const bool narrow = is_narrow(kind) || kind == Kind::kMatMul || (kind == Kind::kSoftmax && place > 0);
+  return narrow ? dtype == DType::kUInt8 : is_inside(dtype);
+}
+
+bool gives(Kind kind, DType dtype) {
+  if (kind == Kind::kDequantize) return dtype == DType::kFloat32;
+  return is_narrow(kind) || kind == Kind::kSoftmax ? dtype == DType::kUInt8 : is_inside(dtype);
+}
+
+}  // namespace
+
+void check_dtypes(const Plan& plan, const Op& op) {
+  const Tensor& y = plan.tensors[op.y];
+  for (size_t i = 0; i < op.reads.size(); ++i) {
+    const Tensor& x = plan.tensors[op.reads[i]];
+    if (!takes(op.kind, i, x.dtype)) refuse("does not take " + quoted(x) + ", which is " + name_of(x.dtype));
+    if (moves(op.kind) && x.dtype != y.dtype) refuse(quoted(x) + " and " + quoted(y) + " differ in dtype");
+  }
+  if (!gives(op.kind, y.dtype)) refuse("does not give " + quoted(y) + ", which is " + name_of(y.dtype));
+}
+
+void check_table(const Op& op, const Tensor& x, const Tensor& y) {
+  const size_t needed = x.is_wide() ? 513 : y.is_wide() ? 128 : 64;
+  if (op.table.size() != needed) {
+    refuse("its table has " + std::to_string(op.table.size()) + " words, " + std::to_string(needed) +
+           " are needed");
+  }
+  if (!x.is_wide()) return;
+  const int32_t lowest = y.is_wide() ? -32768 * 128 : 0, highest = (y.is_wide() ? 32767 : 255) * 128;
+  for (const int32_t entry : op.table) {
+    if (entry < lowest || entry > highest) {
+      refuse("an entry of its table is not in " + std::to_string(lowest) + ".." + std::to_string(highest));
+    }
   }
 }
 
@@ -69,7 +123,8 @@ const ByteRange& range_of(const Plan& plan, int32_t number) {
   return plan.ranges[number];
 }
 
-void check_weights(const Plan& plan, const Op& op, int64_t outputs, int64_t rows, int64_t row) {
+void check_weights(const Plan& plan, const Op& op, const Tensor& y, int64_t rows, int64_t row) {
+  const int64_t outputs = y.shape.back();
   if (op.weight_bits != 4 && op.weight_bits != 8) {
     refuse("weights of " + std::to_string(op.weight_bits) + " bits; 8 and 4 are defined");
   }
@@ -81,7 +136,7 @@ void check_weights(const Plan& plan, const Op& op, int64_t outputs, int64_t rows
   };
   check_range(op.weight, rows, op.weight_bits == 8 ? row : (row + 1) / 2);
   if (op.bias != -1) check_range(op.bias, outputs, 4);
-  check_rescale(op.rescale, outputs);
+  check_rescale(op.rescale, outputs, y);
 }
 
 void check_groups(int64_t groups, int64_t channels, int64_t outputs) {

@@ -17,10 +17,16 @@ void same_shape(const Tensor& tensor, const std::vector<int64_t>& shape);
 void same_grid(const Tensor& x, const Tensor& y);
 // numpy's rule, where the result has the shape of `a`.
 void check_broadcast(const Tensor& b, const Tensor& a);
-void check_rescale(const Rescale& rescale, int64_t channels);
+// Within the range of y's dtype.
+void check_rescale(const Rescale& rescale, int64_t channels, const Tensor& y);
+// One multiplier for all, or one for each channel of y's last axis.
+void check_rescale_by_channel(const Rescale& rescale, const Tensor& y);
+// Which integers an operator takes and gives.
+void check_dtypes(const Plan& plan, const Op& op);
+void check_table(const Op& op, const Tensor& x, const Tensor& y);
 const ByteRange& range_of(const Plan& plan, int32_t number);
 // `rows` rows of `row` weights, and what there is one of per output.
-void check_weights(const Plan& plan, const Op& op, int64_t outputs, int64_t rows, int64_t row);
+void check_weights(const Plan& plan, const Op& op, const Tensor& y, int64_t rows, int64_t row);
 void check_groups(int64_t groups, int64_t channels, int64_t outputs);
 
 // check_windows.cpp

@@ -16,6 +16,12 @@ Scaling Setup::scaling() const {
   return {rescale.multiplier.data(), rescale.shift.data(), y().zero_point, rescale.low, rescale.high};
 }
 
+bool Setup::is_wide() const {
+  bool wide = y().is_wide();
+  for (const int32_t number : op().reads) wide = wide || plan.tensors[number].is_wide();
+  return wide;
+}
+
 Axis Setup::axis(int number_of_three) const {
   const Window& window = op().window;
   const int own = number_of_three - (kMaxWindowAxes - window.axes);

@@ -65,10 +65,10 @@ constexpr double kByte = 0.05;         // of a byte that is moved
 struct Blocks {
   static constexpr int64_t kSize = 2048;
 
-  int64_t count;
+  int64_t count, size = kSize;
 
-  int64_t units() const { return (count + kSize - 1) / kSize; }
-  int64_t start(int64_t unit) const { return unit * kSize < count ? unit * kSize : count; }
+  int64_t units() const { return (count + size - 1) / size; }
+  int64_t start(int64_t unit) const { return unit * size < count ? unit * size : count; }
 };
 
 // The indices of an input that an Embedding looks up.
@@ -99,6 +99,8 @@ class Setup {
   const Tensor& x() const { return plan.tensors[op().x()]; }
   const Tensor& second() const { return plan.tensors[op().reads[1]]; }
   const Tensor& y() const { return plan.tensors[op().y]; }
+  // Whether the operator takes or gives int16, so that its kernel is one of `kernels.wide`.
+  bool is_wide() const;
   std::string where() const { return operator_name(number, op().kind); }
 
   // The way out of this operator's accumulators; it points into the plan.

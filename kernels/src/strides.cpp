@@ -41,8 +41,8 @@ Strided joined(const Strided& all) {
 
 }  // namespace
 
-void transpose(const uint8_t* x, int64_t rows, int64_t columns, int64_t x_stride, uint8_t* y,
-               int64_t y_stride) {
+template <class T>
+void transpose(const T* x, int64_t rows, int64_t columns, int64_t x_stride, T* y, int64_t y_stride) {
   constexpr int64_t kSquare = 64;
   for (int64_t r0 = 0; r0 < rows; r0 += kSquare) {
     const int64_t r1 = std::min(rows, r0 + kSquare);
@@ -57,14 +57,15 @@ void transpose(const uint8_t* x, int64_t rows, int64_t columns, int64_t x_stride
 
 int64_t Strided::row() const { return row_major(size)[0]; }
 
-void Strided::copy(const uint8_t* x, uint8_t* y, int64_t begin, int64_t end) const {
+template <class T>
+void Strided::copy(const T* x, T* y, int64_t begin, int64_t end) const {
   const size_t last = size.size() - 1;
   const Strides y_stride = row_major(size);
   Strides count{};
   for (size_t i = 0; i <= last; ++i) count[i] = i == 0 ? end - begin : size[i];
   x += base + begin * stride[0];
-  // The innermost work: a run of bytes, a transposition of the last axis with the one that is contiguous in
-  // x, or a row of single bytes.
+  // The innermost work: a run, a transposition of the last axis with the one that is contiguous in
+  // x, or a row one by one.
   size_t other = last;
   if (stride[last] != 1) {
     for (size_t i = 0; i < last; ++i) other = stride[i] == 1 ? i : other;
@@ -72,7 +73,7 @@ void Strided::copy(const uint8_t* x, uint8_t* y, int64_t begin, int64_t end) con
   Strides index{};
   for (;;) {
     if (stride[last] == 1) {
-      std::memcpy(y, x, static_cast<size_t>(count[last]));
+      std::memcpy(y, x, static_cast<size_t>(count[last]) * sizeof(T));
     } else if (other != last) {
       transpose(x, count[last], count[other], stride[last], y, y_stride[other]);
     } else {
@@ -92,6 +93,11 @@ void Strided::copy(const uint8_t* x, uint8_t* y, int64_t begin, int64_t end) con
     if (axis == 0) return;
   }
 }
+
+template void transpose(const uint8_t*, int64_t, int64_t, int64_t, uint8_t*, int64_t);
+template void transpose(const int16_t*, int64_t, int64_t, int64_t, int16_t*, int64_t);
+template void Strided::copy(const uint8_t*, uint8_t*, int64_t, int64_t) const;
+template void Strided::copy(const int16_t*, int16_t*, int64_t, int64_t) const;
 
 Strided transposition(const std::vector<int64_t>& shape, const std::vector<int32_t>& order) {
   const Strides stride = row_major(shape);

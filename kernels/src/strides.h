@@ -1,4 +1,4 @@
-// Walks over arrays whose axes are not in the order of memory.
+// Walks over arrays whose axes are not in the order of memory. T is uint8_t or int16_t.
 #pragma once
 
 #include <array>
@@ -19,14 +19,18 @@ struct Strided {
   bool is_plain() const { return base == 0 && size.size() == 1 && stride[0] == 1; }
   // Elements of y under one first index.
   int64_t row() const;
-  void copy(const uint8_t* x, uint8_t* y) const { copy(x, y, 0, size[0]); }
+  template <class T>
+  void copy(const T* x, T* y) const {
+    copy(x, y, 0, size[0]);
+  }
   // The part whose first index lies in [begin, end); it goes to y.
-  void copy(const uint8_t* x, uint8_t* y, int64_t begin, int64_t end) const;
+  template <class T>
+  void copy(const T* x, T* y, int64_t begin, int64_t end) const;
 };
 
 // y[c * y_stride + r] = x[r * x_stride + c], in squares that stay in the cache.
-void transpose(const uint8_t* x, int64_t rows, int64_t columns, int64_t x_stride, uint8_t* y,
-               int64_t y_stride);
+template <class T>
+void transpose(const T* x, int64_t rows, int64_t columns, int64_t x_stride, T* y, int64_t y_stride);
 
 // y = transpose(x, order), numpy's.
 Strided transposition(const std::vector<int64_t>& shape, const std::vector<int32_t>& order);

@@ -17,6 +17,9 @@ Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 
+RANGES: dict[ir.DType, tuple[int, int]] = {"uint8": (0, 255), "int16": (-32768, 32767)}
+
+
 @dataclass
 class Program:
     """A plan under construction. Tensors never share memory; `weights` grows with the operators."""
@@ -40,13 +43,16 @@ class Program:
             weights_bytes=len(self.weights),
         )
 
-    def value(self, shape: tuple[int, ...], scale: float = 1.0, zero_point: int = 0) -> int:
+    def value(
+        self, shape: tuple[int, ...], scale: float = 1.0, zero_point: int = 0, dtype: ir.DType = "uint8"
+    ) -> int:
+        """A tensor inside; the zero point is uint8's alone."""
         tensor = ir.Tensor(
             name=f"t{len(self.tensors)}",
-            dtype="uint8",
+            dtype=dtype,
             shape=shape,
             scale=float(np.float32(scale)),
-            zero_point=zero_point,
+            zero_point=zero_point if dtype == "uint8" else 0,
             offset=self.arena,
         )
         self.arena += -(-tensor.size_bytes // ir.ARENA_ALIGNMENT) * ir.ARENA_ALIGNMENT
@@ -65,14 +71,15 @@ class Program:
         scale: float = 1.0,
         zero_point: int = 0,
         order: tuple[int, ...] | None = None,
+        dtype: ir.DType = "uint8",
     ) -> int:
-        """A float32 input that becomes a uint8 tensor of this shape: that tensor. Images are (C, H, W)."""
+        """A float32 input that becomes a tensor of this shape inside: that tensor. Images are (C, H, W)."""
         axes = len(shape)
         order = order or ((1, 2, 0) if axes == 3 else tuple(range(axes)))
         given = tuple(shape[order.index(axis)] for axis in range(axes))
         self.tensors.append(ir.Tensor(name=name, dtype="float32", shape=given))
         self.inputs.append(len(self.tensors) - 1)
-        y = self.value(shape, scale, zero_point)
+        y = self.value(shape, scale, zero_point, dtype)
         self.ops.append(ir.Quantize(x=self.inputs[-1], y=y, order=order))
         return y
 
@@ -109,9 +116,10 @@ class Program:
         groups: int = 1,
         zero_point: int = 0,
         bits: int = 8,
+        dtype: ir.DType = "uint8",
     ) -> int:
         size = window.output_size(*self.tensors[x].shape[:-1])
-        y = self.value((*size, len(weight)), zero_point=zero_point)
+        y = self.value((*size, len(weight)), zero_point=zero_point, dtype=dtype)
         self.ops.append(
             ir.Convolution(
                 x=x,
@@ -160,59 +168,71 @@ class Program:
         rescale: ir.Rescale,
         zero_point: int = 0,
         bits: int = 8,
+        dtype: ir.DType = "uint8",
     ) -> int:
-        y = self.value((*self.tensors[x].shape[:-1], len(weight)), zero_point=zero_point)
+        y = self.value((*self.tensors[x].shape[:-1], len(weight)), zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.FullyConnected(x=x, y=y, **self.weighted(weight, bias, bits), rescale=rescale))
         return y
 
-    def average_pool(self, x: int, window: ir.Window, rescale: ir.Rescale, zero_point: int = 0) -> int:
+    def average_pool(
+        self, x: int, window: ir.Window, rescale: ir.Rescale, zero_point: int = 0, dtype: ir.DType = "uint8"
+    ) -> int:
         *size, channels = self.tensors[x].shape
-        y = self.value((*window.output_size(*size), channels), zero_point=zero_point)
+        y = self.value((*window.output_size(*size), channels), zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.AveragePool(x=x, y=y, window=window, rescale=rescale))
         return y
 
     def max_pool(self, x: int, window: ir.Window) -> int:
         t = self.tensors[x]
-        y = self.value((*window.output_size(*t.shape[:-1]), t.shape[-1]), t.scale, t.zero_point)
+        y = self._same_grid(x, (*window.output_size(*t.shape[:-1]), t.shape[-1]))
         self.ops.append(ir.MaxPool(x=x, y=y, window=window))
         return y
 
-    def add(self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0) -> int:
-        y = self.value(self.tensors[a].shape, zero_point=zero_point)
+    def add(self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0, dtype: ir.DType = "uint8") -> int:
+        y = self.value(self.tensors[a].shape, zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.Add(a=a, b=b, y=y, rescale=rescale))
         return y
 
-    def multiply(self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0) -> int:
-        y = self.value(self.tensors[a].shape, zero_point=zero_point)
+    def multiply(
+        self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0, dtype: ir.DType = "uint8"
+    ) -> int:
+        y = self.value(self.tensors[a].shape, zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.Multiply(a=a, b=b, y=y, rescale=rescale))
         return y
 
     def matmul(
-        self, a: int, b: int, rescale: ir.Rescale, zero_point: int = 0, *, transpose_b: bool = False
+        self,
+        a: int,
+        b: int,
+        rescale: ir.Rescale,
+        zero_point: int = 0,
+        *,
+        transpose_b: bool = False,
+        dtype: ir.DType = "uint8",
     ) -> int:
         columns = self.tensors[b].shape[-2 if transpose_b else -1]
-        y = self.value((*self.tensors[a].shape[:-1], columns), zero_point=zero_point)
+        y = self.value((*self.tensors[a].shape[:-1], columns), zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.MatMul(a=a, b=b, y=y, transpose_b=transpose_b, rescale=rescale))
         return y
 
-    def constant(self, values: npt.NDArray[np.uint8], zero_point: int = 0) -> int:
-        y = self.value(values.shape, zero_point=zero_point)
+    def constant(self, values: npt.NDArray[Any], zero_point: int = 0, dtype: ir.DType = "uint8") -> int:
+        y = self.value(values.shape, zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.Constant(y=y, weight=self.bytes(values.tobytes())))
         return y
 
-    def requantize(self, x: int, rescale: ir.Rescale, zero_point: int = 0) -> int:
-        y = self.value(self.tensors[x].shape, zero_point=zero_point)
+    def requantize(self, x: int, rescale: ir.Rescale, zero_point: int = 0, dtype: ir.DType = "uint8") -> int:
+        y = self.value(self.tensors[x].shape, zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.Requantize(x=x, y=y, rescale=rescale))
         return y
 
-    def lookup(self, x: int, table: npt.NDArray[np.uint8]) -> int:
-        y = self.value(self.tensors[x].shape)
+    def lookup(self, x: int, table: npt.NDArray[Any], dtype: ir.DType = "uint8") -> int:
+        y = self.value(self.tensors[x].shape, dtype=dtype)
         self.ops.append(ir.Lookup(x=x, y=y, table=table.tobytes()))
         return y
 
     def softmax(self, x: int, mask: int | None, rescale: ir.Rescale, zero_point: int = 0) -> int:
         t = self.tensors[x]
-        table = np.rint(65536 * np.exp(-t.scale * np.arange(256))).astype(int)
+        table = exponentials(t)
         y = self.value(t.shape, zero_point=zero_point)
         self.ops.append(ir.Softmax(x=x, mask=mask, y=y, table=tuple(table.tolist()), rescale=rescale))
         return y
@@ -225,8 +245,9 @@ class Program:
         epsilon: int,
         rescale: ir.Rescale,
         zero_point: int = 0,
+        dtype: ir.DType = "uint8",
     ) -> int:
-        y = self.value(self.tensors[x].shape, zero_point=zero_point)
+        y = self.value(self.tensors[x].shape, zero_point=zero_point, dtype=dtype)
         self.ops.append(
             ir.LayerNorm(
                 x=x,
@@ -239,13 +260,16 @@ class Program:
         )
         return y
 
-    def embedding(self, x: int, weight: Int8Array, rescale: ir.Rescale, zero_point: int = 0) -> int:
-        y = self.value((*self.tensors[x].shape, weight.shape[1]), zero_point=zero_point)
+    def embedding(
+        self, x: int, weight: Int8Array, rescale: ir.Rescale, zero_point: int = 0, dtype: ir.DType = "uint8"
+    ) -> int:
+        y = self.value((*self.tensors[x].shape, weight.shape[1]), zero_point=zero_point, dtype=dtype)
         self.ops.append(ir.Embedding(x=x, y=y, weight=self.bytes(weight.tobytes()), rescale=rescale))
         return y
 
     def _same_grid(self, x: int, shape: tuple[int, ...]) -> int:
-        return self.value(shape, self.tensors[x].scale, self.tensors[x].zero_point)
+        t = self.tensors[x]
+        return self.value(shape, t.scale, t.zero_point, t.dtype)
 
     def transpose(self, x: int, order: tuple[int, ...]) -> int:
         y = self._same_grid(x, tuple(self.tensors[x].shape[axis] for axis in order))
@@ -287,6 +311,16 @@ class Program:
         return y
 
 
+def exponentials(t: ir.Tensor) -> Int64Array:
+    """The table of Softmax over values of a tensor, as the exporter makes it."""
+    steps = np.arange(256)
+    parts = [65536 * np.exp(-t.scale * steps)]
+    if t.dtype == "int16":
+        parts = [32768 * np.exp(-t.scale * steps), 65536 * np.exp(-t.scale * 256 * steps)]
+    table: Int64Array = np.rint(np.concatenate(parts)).astype(np.int64)
+    return table
+
+
 def four_bits(weight: Int8Array) -> bytes:
     """Rows of int8 in -7..7 as the plan packs four-bit weights."""
     rows = weight.reshape(len(weight), -1)
@@ -300,10 +334,13 @@ def rescale(multiplier: int | list[int], shift: int | list[int], low: int = 0, h
 
 
 class Draw:
-    """Random parts of a plan, with the extremes drawn often."""
+    """Random parts of a plan, with the extremes drawn often.
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
+    Where it is `wide`, activations are int16 more often than uint8.
+    """
+
+    def __init__(self, seed: int, *, wide: bool = False) -> None:
+        self.rng, self.wide = np.random.default_rng(seed), wide
 
     def number(self, low: int, high: int) -> int:
         return int(self.rng.integers(low, high + 1))
@@ -311,7 +348,14 @@ class Draw:
     def zero_point(self) -> int:
         return int(self.rng.choice([0, 255, *self.rng.integers(0, 256, 3)]))
 
-    def weight(self, shape: tuple[int, ...], bits: int = 8) -> Int8Array:
+    def dtype(self) -> ir.DType:
+        return "int16" if self.wide and self.rng.random() < 0.65 else "uint8"
+
+    def grid(self) -> dict[str, Any]:
+        """Dtype and zero point of a tensor."""
+        return {"dtype": self.dtype(), "zero_point": self.zero_point()}
+
+    def weight(self, shape: tuple[int, ...], bits: int = 8, x: ir.DType = "uint8") -> Int8Array:
         most = 127 if bits == 8 else 7
         w = self.rng.integers(-most, most + 1, shape).astype(np.int8)
         kind = self.number(0, 5)
@@ -319,6 +363,10 @@ class Draw:
             w = np.where(self.rng.random(shape) < 0.5, most, -most).astype(np.int8)
         if kind == 1:
             w[...] = self.rng.choice([-most, most])
+        if x == "int16":  # as large as accumulators of 32 bits allow, and any bias beside them
+            sums = np.abs(w.reshape(len(w), -1).astype(np.int64)).sum(axis=1)
+            fits = np.minimum(1, ((1 << 31) - 1 - 10**8) // (1 << 15) / np.maximum(sums, 1))
+            w = np.trunc(w * fits.reshape(-1, *(1,) * (w.ndim - 1))).astype(np.int8)
         return w
 
     def bits(self) -> int:
@@ -330,21 +378,22 @@ class Draw:
         limit = 10 ** self.number(1, 8)
         return self.rng.integers(-limit, limit, outputs).astype(np.int32)
 
-    def clamps(self) -> tuple[int, int]:
+    def clamps(self, dtype: ir.DType = "uint8") -> tuple[int, int]:
+        ends = RANGES[dtype]
         if self.rng.random() < 0.7:
-            return 0, 255
-        low, high = sorted((self.number(0, 255), self.number(0, 255)))
+            return ends
+        low, high = sorted((self.number(*ends), self.number(*ends)))
         return low, high
 
-    def rescale(self, channels: int, spread: float) -> ir.Rescale:
-        """Mostly factors that spread `spread` over the 8 bits; now and then the ends of the format."""
+    def rescale(self, channels: int, spread: float, y: ir.DType = "uint8") -> ir.Rescale:
+        """Mostly factors that spread `spread` over all bits; now and then the ends of the format."""
         multiplier = self.rng.integers(1 << 30, (1 << 31) - 1, channels)
-        exponent = np.log2(255 / spread) + self.rng.uniform(-2, 2, channels)
+        exponent = np.log2((RANGES[y][1] - RANGES[y][0]) / spread) + self.rng.uniform(-2, 2, channels)
         shift = np.clip(np.round(30.5 - exponent), 1, 62).astype(np.int64)
         wild = self.rng.random(channels) < self.rng.choice([0.0, 0.0, 0.15])
         multiplier = np.where(wild, self.rng.choice([0, 1, (1 << 31) - 1, 12345], channels), multiplier)
         shift = np.where(wild, self.rng.choice([1, 2, 31, 32, 33, 61, 62], channels), shift)
-        low, high = self.clamps()
+        low, high = self.clamps(y)
         return ir.Rescale(
             multiplier=multiplier.astype(np.int32), shift=shift.astype(np.int32), low=low, high=high
         )
@@ -381,13 +430,16 @@ class Draw:
     def image(self, channels: int | None = None) -> tuple[int, int, int]:
         return self.number(1, 9), self.number(1, 9), channels or self.number(1, 40)
 
-    def uint8(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        q = self.rng.integers(0, 256, shape).astype(np.uint8)
+    def integers(self, dtype: ir.DType, shape: tuple[int, ...]) -> Int64Array:
+        ends = RANGES[dtype]
+        q = self.rng.integers(ends[0], ends[1] + 1, shape)
         kind = self.number(0, 5)
         if kind == 0:
-            q = np.where(self.rng.random(shape) < 0.5, 255, 0).astype(np.uint8)
+            q = np.where(self.rng.random(shape) < 0.5, *ends)
         if kind == 1:
-            q[...] = self.rng.choice([0, 255])
+            q[...] = self.rng.choice(ends)
+        if kind == 2 and dtype == "int16":  # as most real ones are: near to one another
+            q = q // 256
         return q
 
     def inputs(self, plan: ir.Plan, batch: int) -> dict[str, npt.NDArray[Any]]:
@@ -400,20 +452,22 @@ class Draw:
                 found[x.name] = self.rng.integers(0, rows, (batch, *x.shape))
             if isinstance(op, ir.Quantize):
                 x, y = plan.tensors[op.x], plan.tensors[op.y]
-                q = self.uint8((batch, *x.shape)).astype(np.float32)
+                q = self.integers(y.dtype, (batch, *x.shape)).astype(np.float32)
                 found[x.name] = (q - np.float32(y.zero_point)) * np.float32(y.scale)
         return found
 
 
+def _gain(dtype: ir.DType) -> float:
+    """How much further values of this dtype reach than those of uint8."""
+    return 1.0 if dtype == "uint8" else 128.0
+
+
 def _convolution(draw: Draw, p: Program, shape: tuple[int, ...], groups: int, outputs: int) -> int:
-    x = p.input("x", shape, zero_point=draw.zero_point())
-    window, bits = draw.window(*shape[:-1], pool=False), draw.bits()
-    weight = draw.weight((outputs, shape[-1] // groups, *window.kernel), bits)
-    scale = draw.rescale(outputs, 40000.0 if bits == 8 else 3000.0)
-    zero_point = draw.zero_point()
-    return p.convolution(
-        x, weight, draw.bias(outputs), window, scale, groups=groups, zero_point=zero_point, bits=bits
-    )
+    x, to = p.input("x", shape, **draw.grid()), draw.grid()
+    window, bits, given = draw.window(*shape[:-1], pool=False), draw.bits(), p.tensors[x].dtype
+    weight = draw.weight((outputs, shape[-1] // groups, *window.kernel), bits, given)
+    scale = draw.rescale(outputs, (40000.0 if bits == 8 else 3000.0) * _gain(given), to["dtype"])
+    return p.convolution(x, weight, draw.bias(outputs), window, scale, groups=groups, bits=bits, **to)
 
 
 def _dense(draw: Draw, p: Program) -> int:
@@ -442,12 +496,13 @@ def _depthwise(draw: Draw, p: Program) -> int:
 
 
 def _pointwise(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.image(), zero_point=draw.zero_point())
-    channels, outputs = p.tensors[x].shape[2], draw.number(1, 40)
-    weight, scale = draw.weight((outputs, channels, 1, 1)), draw.rescale(outputs, 40000.0)
+    x, to = p.input("x", draw.image(), **draw.grid()), draw.grid()
+    channels, outputs, given = p.tensors[x].shape[2], draw.number(1, 40), p.tensors[x].dtype
+    weight = draw.weight((outputs, channels, 1, 1), x=given)
+    scale = draw.rescale(outputs, 40000.0 * _gain(given), to["dtype"])
     stride = draw.number(1, 2)
     window = ir.Window(kernel=(1, 1), stride=(stride, stride))
-    return p.convolution(x, weight, draw.bias(outputs), window, scale, zero_point=draw.zero_point())
+    return p.convolution(x, weight, draw.bias(outputs), window, scale, **to)
 
 
 def _transposed_convolution(draw: Draw, p: Program) -> int:
@@ -474,11 +529,11 @@ def _transposed_convolution(draw: Draw, p: Program) -> int:
 
 def _fully_connected(draw: Draw, p: Program) -> int:
     shape = (*draw.shape(draw.number(0, 2)), draw.number(1, 300))
-    x = p.input("x", shape, zero_point=draw.zero_point())
-    outputs, bits = draw.number(1, 40), draw.bits()
-    weight = draw.weight((outputs, shape[-1]), bits)
-    scale = draw.rescale(outputs, 80000.0 if bits == 8 else 5000.0)
-    return p.fully_connected(x, weight, draw.bias(outputs), scale, draw.zero_point(), bits)
+    x, to = p.input("x", shape, **draw.grid()), draw.grid()
+    outputs, bits, given = draw.number(1, 40), draw.bits(), p.tensors[x].dtype
+    weight = draw.weight((outputs, shape[-1]), bits, given)
+    scale = draw.rescale(outputs, (80000.0 if bits == 8 else 5000.0) * _gain(given), to["dtype"])
+    return p.fully_connected(x, weight, draw.bias(outputs), scale, bits=bits, **to)
 
 
 def _pooled(draw: Draw) -> tuple[int, ...]:
@@ -486,40 +541,47 @@ def _pooled(draw: Draw) -> tuple[int, ...]:
 
 
 def _max_pool(draw: Draw, p: Program) -> int:
-    x = p.input("x", _pooled(draw), zero_point=draw.zero_point())
+    x = p.input("x", _pooled(draw), **draw.grid())
     return p.max_pool(x, draw.window(*p.tensors[x].shape[:-1], pool=True))
 
 
 def _average_pool(draw: Draw, p: Program) -> int:
-    x = p.input("x", _pooled(draw), zero_point=draw.zero_point())
+    x, to = p.input("x", _pooled(draw), **draw.grid()), draw.grid()
     window = draw.window(*p.tensors[x].shape[:-1], pool=True)
-    return p.average_pool(x, window, draw.rescale(1, 1000.0), zero_point=draw.zero_point())
+    scale = draw.rescale(1, 1000.0 * _gain(p.tensors[x].dtype), to["dtype"])
+    return p.average_pool(x, window, scale, **to)
 
 
-def _pair(draw: Draw, p: Program) -> tuple[int, int]:
+def _pair(draw: Draw, p: Program) -> tuple[int, int, float]:
+    """Two values, and how much further they reach than two of uint8."""
     alike = draw.number(0, 2) == 0
     a = draw.image() if alike else draw.shape(draw.number(1, 4))
     b = a if alike else draw.broadcastable(a)
-    return p.input("x", a, zero_point=draw.zero_point()), p.input("b", b, zero_point=draw.zero_point())
+    x, y = p.input("x", a, **draw.grid()), p.input("b", b, **draw.grid())
+    return x, y, _gain(p.tensors[x].dtype) * _gain(p.tensors[y].dtype)
 
 
 def _add(draw: Draw, p: Program) -> int:
-    a, b = _pair(draw, p)
-    scale = draw.rescale(2, 300.0)
+    a, b, gain = _pair(draw, p)
+    to = draw.grid()
+    scale = draw.rescale(2, 300.0 * min(gain, 128), to["dtype"])
     scale.shift[1] = scale.shift[0]
-    return p.add(a, b, scale, zero_point=draw.zero_point())
+    return p.add(a, b, scale, **to)
 
 
 def _constant(draw: Draw, p: Program) -> int:
-    a = p.input("x", draw.shape(draw.number(1, 4), 40), zero_point=draw.zero_point())
-    values = np.array([draw.number(0, 255) for _ in range(p.tensors[a].elements)], np.uint8)
-    b = p.constant(values.reshape(p.tensors[a].shape), zero_point=draw.zero_point())
-    return p.multiply(a, b, draw.rescale(1, 20000.0), zero_point=draw.zero_point())
+    a = p.input("x", draw.shape(draw.number(1, 4), 40), **draw.grid())
+    of, to = draw.grid(), draw.grid()
+    values = draw.integers(of["dtype"], p.tensors[a].shape).astype(of["dtype"])
+    b = p.constant(values, **of)
+    gain = _gain(p.tensors[a].dtype) * _gain(of["dtype"])
+    return p.multiply(a, b, draw.rescale(1, 20000.0 * gain, to["dtype"]), **to)
 
 
 def _multiply(draw: Draw, p: Program) -> int:
-    a, b = _pair(draw, p)
-    return p.multiply(a, b, draw.rescale(1, 20000.0), zero_point=draw.zero_point())
+    a, b, gain = _pair(draw, p)
+    to = draw.grid()
+    return p.multiply(a, b, draw.rescale(1, 20000.0 * gain, to["dtype"]), **to)
 
 
 def _matmul(draw: Draw, p: Program) -> int:
@@ -528,25 +590,34 @@ def _matmul(draw: Draw, p: Program) -> int:
     b_shape = (columns, terms) if transposed else (terms, columns)
     a = p.input("x", (*batch, rows, terms), zero_point=draw.zero_point())
     b = p.input("b", (*batch, *b_shape), zero_point=draw.zero_point())
-    scale = draw.rescale(1, 20000.0 * terms**0.5)
-    return p.matmul(a, b, scale, draw.zero_point(), transpose_b=transposed)
+    to = draw.grid()
+    scale = draw.rescale(1, 20000.0 * terms**0.5, to["dtype"])
+    return p.matmul(a, b, scale, transpose_b=transposed, **to)
 
 
 def _requantize(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.image(), zero_point=draw.zero_point())
-    return p.requantize(x, draw.rescale(1, 255.0), zero_point=draw.zero_point())
+    x, to = p.input("x", draw.image(), **draw.grid()), draw.grid()
+    by_channel = draw.wide and draw.number(0, 1)
+    channels = p.tensors[x].shape[-1] if by_channel else 1
+    return p.requantize(x, draw.rescale(channels, 255.0 * _gain(p.tensors[x].dtype), to["dtype"]), **to)
 
 
 def _lookup(draw: Draw, p: Program) -> int:
-    x = p.input("x", draw.shape(draw.number(1, 6)), zero_point=draw.zero_point())
-    return p.lookup(x, draw.rng.integers(0, 256, 256).astype(np.uint8))
+    x, dtype = p.input("x", draw.shape(draw.number(1, 6)), **draw.grid()), draw.dtype()
+    if p.tensors[x].dtype == "uint8":
+        return p.lookup(x, draw.integers(dtype, (256,)).astype(dtype), dtype=dtype)
+    low, high = (128 * end for end in RANGES[dtype])
+    table = draw.rng.integers(low, high + 1, 513)
+    if draw.number(0, 3) == 0:
+        table = np.where(draw.rng.random(513) < 0.5, low, high)
+    return p.lookup(x, table.astype(np.int32), dtype=dtype)
 
 
 def _softmax(draw: Draw, p: Program) -> int:
     values = draw.number(1, 300) if draw.number(0, 9) else draw.number(2040, 2060)
     shape = (*draw.shape(draw.number(0, 3), 4), values)
     scale = float(draw.rng.choice([1e-4, 0.02, 0.1, 1.0, 20.0]))
-    x = p.input("x", shape, scale=scale, zero_point=draw.zero_point())
+    x = p.input("x", shape, scale=scale, **draw.grid())
     mask = None
     if draw.number(0, 1):
         mask = p.input("mask", draw.broadcastable(shape), zero_point=draw.number(0, 255))
@@ -559,41 +630,44 @@ def _softmax(draw: Draw, p: Program) -> int:
 
 def _layer_norm(draw: Draw, p: Program) -> int:
     shape = (*draw.shape(draw.number(0, 2), 5), draw.number(1, 300))
-    x = p.input("x", shape, zero_point=draw.zero_point())
+    x, to = p.input("x", shape, **draw.grid()), draw.grid()
     values, shift = shape[-1], draw.number(15, 25)
-    limit = 1 << draw.number(1, 31) if draw.number(0, 2) == 0 else 64 << (shift - 15)
+    steps = int(_gain(to["dtype"]))
+    limit = 1 << draw.number(1, 31) if draw.number(0, 2) == 0 else 64 * steps << (shift - 15)
     gain = draw.rng.integers(-limit, limit, values)
-    offset = draw.rng.integers(-100, 100, values) << shift
-    epsilon = int(draw.rng.choice([1, values**2, 1 << 46]))
+    offset = draw.rng.integers(-100 * steps, 100 * steps, values) << shift
+    most = 46 if p.tensors[x].dtype == "uint8" else 60
+    epsilon = int(draw.rng.choice([1, values**2, 1 << most]))
     if draw.number(0, 5) == 0:
         shift = draw.number(1, 62)
         offset = draw.rng.integers(-(1 << 55) + 1, 1 << 55, values)
-    low, high = draw.clamps()
-    return p.layer_norm(x, gain, offset, epsilon, rescale(1, shift, low, high), draw.zero_point())
+    low, high = draw.clamps(to["dtype"])
+    return p.layer_norm(x, gain, offset, epsilon, rescale(1, shift, low, high), **to)
 
 
 def _embedding(draw: Draw, p: Program) -> int:
-    x = p.indices("x", draw.shape(draw.number(1, 3)))
+    x, to = p.indices("x", draw.shape(draw.number(1, 3))), draw.grid()
     weight = draw.weight((draw.number(1, 50), draw.number(1, 40)))
-    return p.embedding(x, weight, draw.rescale(1, 200.0), draw.zero_point())
+    channels = weight.shape[1] if draw.wide and draw.number(0, 1) else 1
+    return p.embedding(x, weight, draw.rescale(channels, 200.0, to["dtype"]), **to)
 
 
 def _borders(draw: Draw, p: Program) -> int:
     rank = draw.number(1, 6)
-    return p.input("x", draw.shape(rank), zero_point=draw.zero_point(), order=draw.order(rank))
+    return p.input("x", draw.shape(rank), order=draw.order(rank), **draw.grid())
 
 
 def _transpose(draw: Draw, p: Program) -> int:
     rank = draw.number(1, 6)
     shape = draw.shape(rank) if draw.number(0, 3) else draw.shape(2, 150)
-    return p.transpose(p.input("x", shape, zero_point=draw.zero_point()), draw.order(len(shape)))
+    return p.transpose(p.input("x", shape, **draw.grid()), draw.order(len(shape)))
 
 
 def _reshape(draw: Draw, p: Program) -> int:
-    shape = draw.shape(draw.number(1, 6))
-    x = p.input("x", shape, zero_point=draw.zero_point())
-    if draw.number(0, 1):
-        x = p.requantize(x, rescale(1, 1))  # so that what lies there has been written in the arena
+    shape, of = draw.shape(draw.number(1, 6)), draw.grid()
+    x = p.input("x", shape, **of)
+    if draw.number(0, 1):  # so that what lies there has been written in the arena
+        x = p.requantize(x, rescale(1, 1, *RANGES[of["dtype"]]), dtype=of["dtype"])
     y = p.reshape(x, (*sorted(shape)[1:], min(shape)))
     if draw.number(0, 1):
         p.tensors[y] = replace(p.tensors[y], offset=p.tensors[x].offset)
@@ -602,9 +676,9 @@ def _reshape(draw: Draw, p: Program) -> int:
 
 def _concat(draw: Draw, p: Program) -> int:
     shape = draw.shape(draw.number(1, 4))
-    axis, zero_point = draw.number(0, len(shape) - 1), draw.zero_point()
+    axis, of = draw.number(0, len(shape) - 1), draw.grid()
     parts = [
-        p.input(f"x{i}", (*shape[:axis], draw.number(1, 9), *shape[axis + 1 :]), zero_point=zero_point)
+        p.input(f"x{i}", (*shape[:axis], draw.number(1, 9), *shape[axis + 1 :]), **of)
         for i in range(draw.number(1, 4))
     ]
     return p.concat([*parts, parts[0]] if draw.number(0, 1) else parts, axis)
@@ -615,7 +689,7 @@ def _slice(draw: Draw, p: Program) -> int:
     starts = tuple(draw.number(0, n - 1) for n in shape)
     steps = tuple(draw.number(1, 3) for _ in shape)
     most = [(n - 1 - start) // step + 1 for n, start, step in zip(shape, starts, steps, strict=True)]
-    x = p.input("x", shape, zero_point=draw.zero_point())
+    x = p.input("x", shape, **draw.grid())
     return p.slice(x, starts, steps, tuple(draw.number(1, m) for m in most))
 
 
@@ -660,6 +734,20 @@ OPERATORS: dict[str, Callable[[Draw, Program], int]] = {
     "transpose": _transpose,
     "transposed_convolution": _transposed_convolution,
 }
+
+
+UINT8_ONLY = ("resize", "transposed_convolution")
+
+
+def _with_int16(make: Callable[[Draw, Program], int]) -> Callable[[Draw, Program], int]:
+    def made(draw: Draw, p: Program) -> int:
+        draw.wide = True
+        return make(draw, p)
+
+    return made
+
+
+OPERATORS |= {f"{kind}_16": _with_int16(make) for kind, make in OPERATORS.items() if kind not in UINT8_ONLY}
 
 
 def one_operator(kind: str, draw: Draw) -> Program:

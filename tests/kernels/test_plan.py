@@ -87,7 +87,34 @@ def _small_rows(seed: int = 1) -> tuple[bytes, bytes]:
     return ir.encode(p.plan()), bytes(p.weights)
 
 
-PLANS = (_small, _small_rows)
+def _small_int16(seed: int = 1) -> tuple[bytes, bytes]:
+    """What takes or gives int16: each of its forms once."""
+    draw, wide = Draw(seed), (-32768, 32767)
+    p = Program()
+    x = p.input("x", (2, 3), scale=0.25, dtype="int16")
+    narrow = p.requantize(x, rescale([1 << 20, 1 << 19, 1 << 18], [21, 21, 21]), 9)
+    dense = p.fully_connected(
+        x, draw.weight((2, 3)), draw.bias(2), rescale([1 << 20] * 2, [24] * 2, *wide), dtype="int16"
+    )
+    grown = p.matmul(narrow, narrow, rescale(1 << 20, 22, *wide), dtype="int16", transpose_b=True)
+    shares = p.softmax(grown, None, rescale(1 << 30, 38))
+    joined = p.add(dense, shares, rescale([1 << 20, 1 << 20], [21, 21], *wide), dtype="int16")
+    norm = p.layer_norm(
+        joined, np.arange(2) << 8, np.arange(2) << 20, 5, rescale(1, 20, *wide), dtype="int16"
+    )
+    rows = p.embedding(
+        p.indices("i", (2,)), draw.weight((4, 2)), rescale([1, 1], [1, 1], *wide), dtype="int16"
+    )
+    sums = p.concat([p.transpose(norm, (1, 0)), rows], 0)
+    halved = p.average_pool(
+        sums, ir.Window(kernel=(2,), stride=(2,)), rescale(1 << 20, 21, *wide), dtype="int16"
+    )
+    curve = p.lookup(p.reshape(halved, (4,)), np.arange(513, dtype=np.int32) * 60)
+    p.output("y", p.lookup(curve, np.arange(256, dtype=np.int16) - 99, dtype="int16"))
+    return ir.encode(p.plan()), bytes(p.weights)
+
+
+PLANS = (_small, _small_rows, _small_int16)
 
 
 @pytest.mark.parametrize("make", PLANS)
@@ -193,7 +220,7 @@ def test_encode_refuses_what_decode_would() -> None:
 
 @pytest.mark.parametrize(
     ("at", "message"),
-    [(8, "format version 3"), (None, "is of kind 99, which this engine does not know")],
+    [(8, "format version 4"), (None, "is of kind 99, which this engine does not know")],
 )
 def test_newer_plans_are_unsupported_not_damaged(at: int | None, message: str) -> None:
     p = Program()
@@ -204,7 +231,7 @@ def test_newer_plans_are_unsupported_not_damaged(at: int | None, message: str) -
         assert data[operators_at] == 1
         data[operators_at] = 99
     else:
-        data[at] = 3
+        data[at] = 4
     for read in (ir.decode, lambda d: Engine(d, b"")):
         with pytest.raises(UnsupportedError, match=message):
             read(bytes(data))

@@ -53,11 +53,17 @@ def test_requantize_agrees_with_big_integers_everywhere() -> None:
 
 def test_quantize_rounds_half_to_even_and_saturates() -> None:
     x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 300, -300, np.nan, np.inf, -np.inf], np.float32)
-    assert reference.quantize(x, 1.0, 10).tolist() == [10, 12, 12, 10, 8, 255, 0, 10, 255, 0]
+    y = ir.Tensor(name="y", dtype="uint8", shape=(10,), scale=1.0, zero_point=10)
+    assert reference.quantize(x, y).tolist() == [10, 12, 12, 10, 8, 255, 0, 10, 255, 0]
+    wide = ir.Tensor(name="y", dtype="int16", shape=(10,), scale=2.0**-7)
+    found = reference.quantize(x, wide)
+    assert found.dtype == np.int16
+    assert found.tolist() == [64, 192, 320, -64, -192, 32767, -32768, 0, 32767, -32768]
 
 
 def test_dequantize_is_one_multiplication() -> None:
-    found = reference.dequantize(np.array([0, 3, 255], np.uint8), float(np.float32(0.1)), 3)
+    x = ir.Tensor(name="x", dtype="uint8", shape=(3,), scale=float(np.float32(0.1)), zero_point=3)
+    found = reference.dequantize(np.array([0, 3, 255], np.uint8), x)
     np.testing.assert_array_equal(found, np.array([-3, 0, 252], np.float32) * np.float32(0.1))
 
 
