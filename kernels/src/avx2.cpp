@@ -193,6 +193,7 @@ const Kernels& avx2_kernels() {
     made.dense = dense_or_winograd();
     made.depthwise = depthwise_kernel<Avx2Deep>();
     made.add = add;
+    made.multiply = multiply;
     made.softmax = softmax;
     made.layer_norm = layer_norm;
     made.lookup = lookup;

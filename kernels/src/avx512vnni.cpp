@@ -1,4 +1,4 @@
-// The AVX-512 VNNI paths. `avx512vnni` has dense tiles of 512-bit vectors; `avx512vnni256` keeps to 256 bits,
+// The AVX-512 VNNI paths. `avx512vnni` has 512-bit vectors where they pay; `avx512vnni256` keeps to 256 bits,
 // for CPUs that lower their clock under wider ones. Only this file is compiled with the AVX-512 flags.
 #include <immintrin.h>
 
@@ -13,6 +13,8 @@ struct Vnni {
 }  // namespace edgewright
 
 #include "product512.h"
+#include "rows512.h"
+#include "vbmi512.h"
 #include "vnni256.h"
 
 namespace edgewright {
@@ -115,6 +117,12 @@ const Kernels& avx512vnni_kernels() {
     Kernels made = vnni_kernels("avx512vnni");
     made.dense = dense_kernel<Tiles512>();
     made.product = tiled_product_kernel<ProductVnni512>();
+    made.add = add512;
+    made.layer_norm = layer_norm512;
+    if (__builtin_cpu_supports("avx512vbmi")) {
+      made.lookup = lookup_vbmi;
+      made.softmax = softmax_vbmi;
+    }
     return made;
   }();
   return table;

@@ -82,6 +82,8 @@ struct Exponentials {
   const int32_t* table;  // 256 of them, not increasing; of int16 twice as many
   int32_t masked;        // the value of a mask that masks
   Scaling scaling;
+  int32_t whole;          // so many entries of the table, the first ones, are 65,536
+  const uint8_t* planes;  // the table by bytes, 65,535 in place of 65,536: 256 low ones, 256 high ones
 };
 
 // LayerNorm over rows of `count` values.

@@ -23,6 +23,23 @@ bool results_fit(const Op& op) {
   return (most >> shift) + 1 < int64_t{1} << 30;
 }
 
+// A table of Softmax as Exponentials wants it.
+struct TableBytes {
+  int32_t whole;
+  uint8_t planes[512];
+};
+
+std::shared_ptr<const TableBytes> bytes_of(const std::vector<int32_t>& table) {
+  const auto made = std::make_shared<TableBytes>();
+  made->whole = static_cast<int32_t>(std::count(table.begin(), table.end(), 65536));
+  for (size_t d = 0; d < 256; ++d) {
+    const int32_t entry = std::min(table[d], 65535);
+    made->planes[d] = static_cast<uint8_t>(entry & 255);
+    made->planes[256 + d] = static_cast<uint8_t>(entry >> 8);
+  }
+  return made;
+}
+
 }  // namespace
 
 Step prepare_matmul(Setup& setup) {
@@ -61,11 +78,12 @@ Step prepare_matmul(Setup& setup) {
 Step prepare_softmax(Setup& setup) {
   const Tensor &x = setup.x(), &y = setup.y();
   const bool masked = setup.op().reads.size() > 1;
-  const Exponentials op = {x.shape.back(), setup.op().table.data(), masked ? setup.second().zero_point : 0,
-                           setup.scaling()};
+  const std::shared_ptr<const TableBytes> bytes = x.is_wide() ? nullptr : bytes_of(setup.op().table);
+  const Exponentials op = {x.shape.back(),  setup.op().table.data(),  masked ? setup.second().zero_point : 0,
+                           setup.scaling(), bytes ? bytes->whole : 0, bytes ? bytes->planes : nullptr};
   const int64_t item = x.item();
   if (x.is_wide()) setup.need_scratch(static_cast<size_t>(op.count) * sizeof(int32_t));
-  const auto kernel = [op, wide = x.is_wide() ? setup.kernels.wide.softmax : nullptr,
+  const auto kernel = [op, bytes, wide = x.is_wide() ? setup.kernels.wide.softmax : nullptr,
                        narrow = setup.kernels.softmax](const Call& call, const uint8_t* from,
                                                        const uint8_t* mask, int64_t mask_step, uint8_t* to) {
     if (wide == nullptr) return narrow(op, from, mask, mask_step, to);

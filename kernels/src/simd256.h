@@ -113,6 +113,26 @@ struct Bounds {
   return _mm256_min_epu8(_mm256_max_epu8(bytes, to.low), to.high);
 }
 
+// One multiplier and shift for all lanes.
+struct Uniform256 {
+  __m256i multiplier, half, shift;
+  Bounds bounds;
+};
+
+[[maybe_unused]] inline Uniform256 uniform256(const Scaling& to) {
+  const Factor by = raised(to.multiplier[0], to.shift[0]);
+  return {_mm256_set1_epi32(by.multiplier),
+          _mm256_set1_epi64x((int64_t{1} << (by.shift - 1)) + (int64_t{to.zero_point} << by.shift)),
+          _mm256_set1_epi32(by.shift - 32), bounds_of(to)};
+}
+
+// As for the channels in simd256.h.
+[[maybe_unused]] inline __m256i requantize_lanes(__m256i acc, const Uniform256& by) {
+  const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(acc, by.multiplier), by.half);
+  const __m256i odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(acc, 32), by.multiplier), by.half);
+  return _mm256_srav_epi32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA), by.shift);
+}
+
 [[maybe_unused]] inline void store(uint8_t* y, __m128i bytes, int64_t count) {
   if (count >= 16) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);

@@ -15,6 +15,13 @@ constexpr int64_t kMostExponentials = 2048;  // of one row, kept on the stack
   return op.count <= kMostExponentials && op.scaling.shift[0] >= 32 && op.scaling.shift[0] <= 54;
 }
 
+[[maybe_unused]] inline int32_t largest_byte(__m128i bytes) {
+  bytes = _mm_max_epu8(bytes, _mm_srli_si128(bytes, 8));
+  // The smallest of 255 less each, by words that hold one byte.
+  const __m128i words = _mm_cvtepu8_epi16(_mm_subs_epu8(_mm_set1_epi8(-1), bytes));
+  return 255 - _mm_extract_epi16(_mm_minpos_epu16(words), 0);
+}
+
 // The largest value that is kept, 0 where none is.
 [[maybe_unused]] inline int32_t largest(const Exponentials& op, const uint8_t* x, const uint8_t* mask) {
   int64_t i = 0;
@@ -29,10 +36,7 @@ constexpr int64_t kMostExponentials = 2048;  // of one row, kept on the stack
       if (mask != nullptr) seen = _mm_andnot_si128(_mm_cmpeq_epi8(load_half(mask + at), masked), seen);
       best = _mm_max_epu8(best, seen);
     }
-    best = _mm_max_epu8(best, _mm_srli_si128(best, 8));
-    // The smallest of 255 - best, by words that hold one byte each.
-    const __m128i low = _mm_subs_epu8(_mm_set1_epi8(-1), best);
-    return 255 - _mm_extract_epi16(_mm_minpos_epu16(_mm_cvtepu8_epi16(low)), 0);
+    return largest_byte(best);
   }
   for (; i < op.count; ++i) {
     const bool kept = mask == nullptr || mask[i] != op.masked;

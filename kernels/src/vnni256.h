@@ -82,6 +82,7 @@ struct VnniDeep {
   made.dense = dense_kernel<VnniTiles>();
   made.depthwise = depthwise_kernel<VnniDeep>();
   made.add = add;
+  made.multiply = multiply;
   made.softmax = softmax;
   made.layer_norm = layer_norm;
   made.lookup = lookup;

@@ -1,4 +1,4 @@
-"""Tails, ends and limits of the operators of attention, on every path."""
+"""Tails, ends and limits of the operators without weights, on every path."""
 
 from __future__ import annotations
 
@@ -138,3 +138,19 @@ def test_every_value_and_every_tail_of_a_table_is_exact(count: int) -> None:
     p.output("y", p.lookup(x, draw.rng.permutation(256).astype(np.uint8)))
     values = (np.arange(3 * count) + np.arange(3).repeat(count) * 100) % 256
     same_bits_everywhere(p, {"x": values.reshape(3, count).astype(np.float32)})
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 31, 32, 33, 63, 64, 65, 130])
+def test_sums_and_products_of_pairs_leave_by_every_shift(count: int) -> None:
+    """Around the multipliers and shifts where 32 bits stop being enough."""
+    draw = Draw(count)
+    for shift in (1, 15, 16, 17, 31, 32, 37, 38, 39, 54, 55, 62):
+        for first in (0, 1, 0x7FFF7FFF, 0x7FFF8000, (1 << 31) - 1):
+            second = int(draw.rng.choice([0, 3, 1 << 30, 0x7FFF7FFF, (1 << 31) - 1]))
+            low, high = draw.clamps()
+            p = Program()
+            a, b = (p.input(name, (count,), zero_point=draw.zero_point()) for name in ("a", "b"))
+            added = p.add(a, b, rescale([first, second], [shift, shift], low, high), draw.zero_point())
+            p.output("sum", added)
+            p.output("product", p.multiply(a, b, rescale(first, shift, low, high), draw.zero_point()))
+            same_bits_everywhere(p, draw.inputs(p.plan(), 1))
