@@ -8,7 +8,7 @@ EDIT   := --no-build-isolation -C build-dir=build/dev -e
 OUT    ?= out
 
 CPP      := $(wildcard kernels/src/*.cpp kernels/src/*.h)
-CPP_MORE := $(wildcard kernels/examples/*.c tests/kernels/native/*.cpp)
+CPP_MORE := $(wildcard kernels/examples/*.c tests/kernels/native/*.cpp tests/kernels/native/fuzz/*)
 BUILD    := CMakeLists.txt kernels/src/CMakeLists.txt $(CPP)
 SETTINGS := pyproject.toml constraints.txt
 CMAKE    := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S kernels
@@ -17,7 +17,7 @@ PYTEST   := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all test-arm sanitize check format studio screenshots bench tables clean
+.PHONY: help demo test test-all test-arm sanitize fuzz check format studio screenshots bench tables clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
@@ -49,12 +49,25 @@ test-arm: $(CASES) ## the ARM kernels, cross-compiled and emulated: every operat
 sanitize: $(CASES) ## the C++ under AddressSanitizer, UBSan and ThreadSanitizer, every operator on every path
 	@bash scripts/system-packages.sh sanitize
 	$(CMAKE) -B build/sanitize -DEDGEWRIGHT_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/sanitize --target replay threads
+	$(BIN)/cmake --build build/sanitize --target replay threads fuzz
 	build/sanitize/replay $(CASES)
 	build/sanitize/threads $(CASES)
+	build/sanitize/fuzz --replay tests/hostile/plans --out build/fuzz
+	build/sanitize/fuzz $(CASES) --runs 20000 --seed 1 --out build/fuzz
 	$(CMAKE) -B build/sanitize-threads -DEDGEWRIGHT_SANITIZE_THREADS=ON >/dev/null
 	$(BIN)/cmake --build build/sanitize-threads --target threads
 	build/sanitize-threads/threads $(CASES)
+
+SECONDS := 300
+SEED    := $(shell date +%s)
+
+fuzz: $(CASES) ## the readers of plan.bin under changed plans, for SECONDS=300; a finding is kept in build/fuzz
+	@bash scripts/system-packages.sh sanitize
+	$(CMAKE) -B build/sanitize -DEDGEWRIGHT_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/sanitize --target fuzz
+	@echo "seed $(SEED)"
+	build/sanitize/fuzz $(CASES) --seconds $(SECONDS) --seed $(SEED) --pairs 20000 --out build/fuzz
+	PYTHONPATH=tests $(BIN)/python -m kernels.readers build/fuzz/pairs.bin
 
 # Plans, inputs and the bits that reference.py gives for them.
 $(CASES): .stamps/dev tests/kernels/cases.py tests/kernels/plans.py $(wildcard kernels/edgewright_kernels/*.py)

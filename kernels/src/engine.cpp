@@ -48,11 +48,13 @@ Engine::Engine(const uint8_t* plan, size_t plan_size, const uint8_t* weights, si
   }
   Setup setup(plan_, kernels_, weights);
   steps_.reserve(plan_.ops.size());
+  spare_.reserve(kMaxSpare);  // so that a call takes no memory once there is some
   for (size_t i = 0; i < plan_.ops.size(); ++i) {
     setup.number = i;
     steps_.push_back({kPrepare[static_cast<uint32_t>(plan_.ops[i].kind) - 1](setup), 1});
   }
   index_limits_ = setup.index_limits;
+  packed_bytes_ = setup.packed_bytes();
   scratch_at_ = aligned(static_cast<size_t>(plan_.arena_bytes));
   scratch_bytes_ = aligned(setup.scratch_bytes);
 }

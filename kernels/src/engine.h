@@ -39,6 +39,8 @@ class Engine {
   const Plan& plan() const { return plan_; }
   const char* path() const { return kernels_.name; }
   int threads() const { return team_->threads(); }
+  // Memory that the engine holds: the packed weights.
+  size_t packed_bytes() const { return packed_bytes_; }
   // Working memory of one call: the arena, and a scratch for each thread.
   size_t arena_bytes() const { return scratch_at_ + static_cast<size_t>(threads()) * scratch_bytes_; }
 
@@ -57,6 +59,7 @@ class Engine {
   const Kernels& kernels_;
   std::vector<Planned> steps_;
   std::vector<IndexLimit> index_limits_;
+  size_t packed_bytes_ = 0;
   size_t scratch_at_ = 0, scratch_bytes_ = 0;  // of one thread
   std::unique_ptr<Team> team_;
   mutable std::mutex mutex_;

@@ -64,8 +64,8 @@ void Setup::need_scratch(size_t bytes) {
 }
 
 std::shared_ptr<Bytes> Setup::take(size_t bytes) {
-  taken_ += bytes;
-  if (taken_ > kPackedFactor * plan.weights_bytes + kPackedSlack) {
+  packed_bytes_ += bytes;
+  if (packed_bytes_ > kPackedFactor * plan.weights_bytes + kPackedSlack) {
     throw PlanError(where() + ": the plan uses the same weights too many times");
   }
   return std::make_shared<Bytes>(bytes);

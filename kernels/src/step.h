@@ -117,9 +117,10 @@ class Setup {
 
   // Memory for packed weights. Throws PlanError where a plan takes unreasonably much in all.
   std::shared_ptr<Bytes> take(size_t bytes);
+  size_t packed_bytes() const { return packed_bytes_; }
 
  private:
-  size_t taken_ = 0;
+  size_t packed_bytes_ = 0;
 };
 
 // One function per kind, each beside its family.
