@@ -25,6 +25,12 @@ inline __m512i load512(const void* at) { return _mm512_loadu_si512(at); }
 inline void keep(__m512i& value) { asm("" : "+v"(value)); }
 
 // As for eight lanes in simd256.h.
+inline __m512i requantize_short(__m512i acc, const Channels<16>& by) {
+  const __m512 scaled =
+      _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(by.factor), _mm512_loadu_ps(by.offset));
+  return _mm512_cvttps_epi32(scaled);
+}
+
 inline __m512i requantize_lanes(__m512i acc, const Channels<16>& by) {
   __m512i even = _mm512_mul_epi32(acc, load512(by.multiplier[0]));
   __m512i odd = _mm512_mul_epi32(_mm512_srli_epi64(acc, 32), load512(by.multiplier[1]));
@@ -77,7 +83,8 @@ struct Tiles512 {
   static void finish(const Tile& tile, const Channels<16>* channels, const __m512i (&acc)[Rows][Vectors]) {
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->at.out_channels;
-    if (!reinterpret_cast<const PanelHead*>(tile.panel)->fits_high_half) {
+    const Way way = reinterpret_cast<const PanelHead*>(tile.panel)->way;
+    if (way == Way::kAny) {
       int32_t all[Rows][Vectors * 16];
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
@@ -91,18 +98,29 @@ struct Tiles512 {
       }
       return;
     }
+    if (way == Way::kShort) {
+      put(tile, acc, [&](__m512i sums, int v) { return requantize_short(sums, channels[v]); });
+    } else {
+      put(tile, acc, [&](__m512i sums, int v) { return requantize_lanes(sums, channels[v]); });
+    }
+  }
+
+  template <int Rows, int Vectors, class Requantize>
+  static void put(const Tile& tile, const __m512i (&acc)[Rows][Vectors], Requantize requantize) {
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_stride = tile.op->at.out_channels;
     const __m256i low = _mm256_set1_epi8(static_cast<char>(to.low));
     const __m256i high = _mm256_set1_epi8(static_cast<char>(to.high));
     const __m512i zero = _mm512_setzero_si512();
+    const auto bytes_of = [&](__m512i words) {
+      return _mm512_cvtusepi32_epi8(_mm512_max_epi32(words, zero));
+    };
     const __mmask32 some = static_cast<__mmask32>((uint64_t{1} << tile.used) - 1);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-      const __m128i first =
-          _mm512_cvtusepi32_epi8(_mm512_max_epi32(requantize_lanes(acc[r][0], channels[0]), zero));
-      __m256i bytes = _mm256_castsi128_si256(first);
+      __m256i bytes = _mm256_castsi128_si256(bytes_of(requantize(acc[r][0], 0)));
       if constexpr (Vectors == 2) {
-        const __m512i second = requantize_lanes(acc[r][1], channels[1]);
-        bytes = _mm256_inserti128_si256(bytes, _mm512_cvtusepi32_epi8(_mm512_max_epi32(second, zero)), 1);
+        bytes = _mm256_inserti128_si256(bytes, bytes_of(requantize(acc[r][1], 1)), 1);
       }
       bytes = _mm256_min_epu8(_mm256_max_epu8(bytes, low), high);
       _mm256_mask_storeu_epi8(tile.y + r * y_stride, some, bytes);

@@ -29,7 +29,7 @@ enum class Form : int32_t {
 
 struct alignas(64) PanelHead {
   Form form;
-  int32_t fits_high_half;  // else every result is requantized on its own
+  Way way;
 };
 
 // Rows of a panel: what a tile works on.
@@ -83,14 +83,14 @@ void pack_dense(const Convolution& op, const int8_t* weight, uint8_t* packed) {
   for (int64_t from = 0; from < op.at.out_channels; from += 2 * kLanes) {
     const int64_t vectors = vectors_at<Path>(op, from), width = vectors * kLanes;
     const int64_t used = smaller(width, op.at.out_channels - from);
-    PanelHead head{Path::choose(weight + from * count, used, count, in_channels, window), 1};
+    const PanelHead head{Path::choose(weight + from * count, used, count, in_channels, window),
+                         common_way(op.scaling, from, used)};
     Channels<kLanes> channels[2];
     std::memset(channels, 0, sizeof channels);
     uint8_t* to = packed + sizeof head + vectors * static_cast<int64_t>(sizeof channels[0]);
     const int64_t depth = head.form == Form::kPairs ? 2 : 4;
     for (int64_t o = 0; o < used; ++o) {
       const Place place = vectors == 2 ? Path::place(o) : Place{0, o};
-      head.fits_high_half &= fits_high_half(op.scaling, from + o);
       pack_channel(op, from + o, place.lane, channels[place.vector]);
       const int8_t* at = weight + (from + o) * count;
       uint8_t* column = to + (place.vector * kLanes + place.lane) * depth;

@@ -63,7 +63,7 @@ struct Tiles256 {
     const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->at.out_channels;
-    if (!head->fits_high_half) {
+    if (head->way == Way::kAny) {
       int32_t all[Rows][Vectors][8];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
@@ -79,14 +79,24 @@ struct Tiles256 {
       }
       return;
     }
-    const Bounds bounds = bounds_of(to);
+    if (head->way == Way::kShort) {
+      put(tile, acc, [&](__m256i sums, int v) { return requantize_short(sums, channels[v]); });
+    } else {
+      put(tile, acc, [&](__m256i sums, int v) { return requantize_lanes(sums, channels[v]); });
+    }
+  }
+
+  template <int Rows, int Vectors, class Requantize>
+  static void put(const Tile& tile, const __m256i (&acc)[Rows][Vectors], Requantize requantize) {
+    const Bounds bounds = bounds_of(tile.op->scaling);
+    const int64_t y_stride = tile.op->at.out_channels;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       __m128i bytes = _mm_setzero_si128();
       if constexpr (Vectors == 2) {
-        bytes = narrow(requantize_lanes(acc[r][0], channels[0]), requantize_lanes(acc[r][1], channels[1]));
+        bytes = narrow(requantize(acc[r][0], 0), requantize(acc[r][1], 1));
       } else {
-        bytes = narrow(requantize_lanes(acc[r][0], channels[0]));
+        bytes = narrow(requantize(acc[r][0], 0));
       }
       store(tile.y + r * y_stride, clamp(bytes, bounds), tile.used);
     }

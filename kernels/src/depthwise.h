@@ -80,13 +80,12 @@ template <class Block>
 uint8_t* pack_deep_block(const Convolution& op, const int8_t* weight, int64_t from, uint8_t* packed) {
   const Sliding& at = op.at;
   const int64_t used = smaller(Block::kChannels, at.out_channels - from);
-  PanelHead head{Form::kFours, 1};
+  const PanelHead head{Form::kFours, common_way(op.scaling, from, used)};
   Channels<8> channels[Block::kChannels / 8];
   std::memset(channels, 0, sizeof channels);
   uint8_t* to = packed + sizeof head + sizeof channels;
   std::memset(packed, 0, static_cast<size_t>(deep_block_bytes<Block>(at)));
   for (int64_t c = 0; c < used; ++c) {
-    head.fits_high_half &= fits_high_half(op.scaling, from + c);
     pack_channel(op, from + c, c % 8, channels[c / 8]);
     for (int64_t row = 0; row < at.kernel[0]; ++row) {
       for (int64_t column = 0; column < at.kernel[1]; ++column) {
@@ -187,14 +186,14 @@ struct Number {
 // Eight channels of a row of outputs.
 struct Strip {
   const Convolution* op;
-  bool fits_high_half;
+  Way way;
   const Channels<8>* channels;
   const uint8_t *weight, *columns;  // of these channels
   int64_t apart, tap_bytes;         // bytes of the columns from output to output, and from tap to tap
   int64_t from, used, outputs;
 };
 
-// Results that do not fit_high_half, one by one.
+// Results of Way::kAny, one by one.
 [[gnu::noinline]] inline void finish_any(const Convolution& op, const int32_t* acc, int64_t from,
                                          int64_t used, uint8_t* y) {
   for (int64_t c = 0; c < used; ++c) y[c] = requantize_any(acc[c], op.scaling, from + c);
@@ -221,7 +220,7 @@ void deep_strip(const Strip& strip, uint8_t* y) {
   const int64_t groups = Groups == 0 ? groups_of<Block>(strip.op->at) : Groups;
   const int64_t y_stride = strip.op->at.out_channels, apart = strip.apart, tap_bytes = strip.tap_bytes;
   const int64_t used = strip.used, from = strip.from, outputs = strip.outputs;
-  const bool fits = strip.fits_high_half;
+  const Way way = strip.way;
   const Convolution& op = *strip.op;
   const uint8_t* const weights = strip.weight;
   const Bounds bounds = bounds_of(op.scaling);
@@ -253,7 +252,7 @@ void deep_strip(const Strip& strip, uint8_t* y) {
         for (int64_t g = 0; g < groups; ++g, weight += kGroup) tap(seen + g * kGroup, load(weight));
       }
     }
-    if (!fits) {
+    if (way == Way::kAny) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPixels; ++p) {
         int32_t all[8];
@@ -262,9 +261,12 @@ void deep_strip(const Strip& strip, uint8_t* y) {
       }
       return;
     }
+    const auto requantize = [&](__m256i sums) __attribute__((always_inline)) {
+      return way == Way::kShort ? requantize_short(sums, by) : requantize_lanes(sums, by);
+    };
     if constexpr (kPixels == 4) {
-      const __m256i low = _mm256_packs_epi32(requantize_lanes(acc[0], by), requantize_lanes(acc[1], by));
-      const __m256i high = _mm256_packs_epi32(requantize_lanes(acc[2], by), requantize_lanes(acc[3], by));
+      const __m256i low = _mm256_packs_epi32(requantize(acc[0]), requantize(acc[1]));
+      const __m256i high = _mm256_packs_epi32(requantize(acc[2]), requantize(acc[3]));
       // Four channels of each pixel in the lower half, the other four in the upper.
       const __m256i halves = clamp(_mm256_packus_epi16(low, high), bounds);
       const __m256i bytes = _mm256_permutevar8x32_epi32(halves, order);
@@ -274,7 +276,7 @@ void deep_strip(const Strip& strip, uint8_t* y) {
       put<Whole>(_mm_cvtsi128_si64(second), used, to + 2 * y_stride);
       put<Whole>(_mm_extract_epi64(second, 1), used, to + 3 * y_stride);
     } else {
-      put<Whole>(_mm_cvtsi128_si64(clamp(narrow(requantize_lanes(acc[0], by)), bounds)), used, to);
+      put<Whole>(_mm_cvtsi128_si64(clamp(narrow(requantize(acc[0])), bounds)), used, to);
     }
   };
 
@@ -314,7 +316,7 @@ void deep_block(const Convolution& op, const uint8_t* packed, const uint8_t* x, 
                   kFive = (5 + Block::kTaps - 1) / Block::kTaps;
     for (int64_t c = 0; c < used; c += 8) {
       const Strip strip{&op,
-                        head->fits_high_half != 0,
+                        head->way,
                         of_channels + c / 8,
                         weight + c * 4,
                         buffer + c * 4,

@@ -21,14 +21,26 @@ namespace {
 
 // ---- requantization ----
 
-// The constants of `Lanes` output channels. Products are 64-bit, so even and odd lanes go separate ways. With
-// a shift of 32..54 the high 32 bits of `acc * multiplier + half` hold all that is needed, and the zero point
-// fits in `half`; `fits_high_half` says where. The sum stays in 64 bits: (2^31 - 1)^2 + 255 * 2^54 + 2^53.
+// Ways out of the accumulators of a panel, from the slowest to the fastest. All give the same bits.
+//
+// kHighHalf: products are 64-bit, so even and odd lanes go separate ways. With a shift of 32..54 the high 32
+// bits of `acc * multiplier + half` hold all that is needed, and the zero point fits in `half`. The sum stays
+// in 64 bits: (2^31 - 1)^2 + 255 * 2^54 + 2^53.
+//
+// kShort: where the factor is m / 2^s with s <= 15 and m < 2^s, float32 is exact where it matters. Results
+// below 512 in magnitude are multiples of 2^-15 and have 24 bits, those of |acc| >= 2^24 are 512 and more,
+// and rounding never goes past 512 from either side: all of those are clamped. One half is added and the
+// fraction cut off; for negative values that is no floor, but they are clamped to 0 as well.
+enum class Way : int32_t { kAny, kHighHalf, kShort };
+
+// The constants of `Lanes` output channels.
 template <int Lanes>
 struct Channels {
-  int32_t bias[Lanes], multiplier[2][Lanes];  // the second with odd lanes moved to even ones
-  int32_t shift[Lanes];                       // less 32
-  int64_t half[2][Lanes / 2];                 // 2^(shift-1) + (zero point << shift)
+  int32_t bias[Lanes];
+  float factor[Lanes], offset[Lanes];  // kShort: m / 2^s, zero point + 1/2
+  int32_t multiplier[2][Lanes];        // the second with odd lanes moved to even ones
+  int32_t shift[Lanes];                // less 32
+  int64_t half[2][Lanes / 2];          // 2^(shift-1) + (zero point << shift)
 };
 
 // An equal multiplier and shift, the shift at least 32 where that can be.
@@ -51,10 +63,33 @@ inline Factor raised(int32_t multiplier, int32_t shift) {
   return factor.shift + extra >= 32 && factor.shift + extra <= 54;
 }
 
+// An equal multiplier and shift, as small as can be.
+inline Factor lowered(int32_t multiplier, int32_t shift) {
+  while (multiplier % 2 == 0 && shift > 0) {
+    multiplier /= 2;
+    --shift;
+  }
+  return {multiplier, shift};
+}
+
+// The fastest way that all of `count` channels may take.
+[[maybe_unused]] inline Way common_way(const Scaling& scaling, int64_t from, int64_t count) {
+  bool all_short = true, all_high = true;
+  for (int64_t channel = from; channel < from + count; ++channel) {
+    const Factor factor = lowered(scaling.multiplier[channel], scaling.shift[channel]);
+    all_short &= factor.shift <= 15 && factor.multiplier < (1 << factor.shift);
+    all_high &= fits_high_half(scaling, channel);
+  }
+  return all_short ? Way::kShort : all_high ? Way::kHighHalf : Way::kAny;
+}
+
 template <int Lanes>
 void pack_channel(const Convolution& op, int64_t channel, int64_t lane, Channels<Lanes>& to,
                   int32_t extra = 0) {
   to.bias[lane] = op.bias[channel] * (1 << extra);
+  const Factor low = lowered(op.scaling.multiplier[channel], op.scaling.shift[channel]);
+  to.factor[lane] = static_cast<float>(low.multiplier) / static_cast<float>(int64_t{1} << low.shift);
+  to.offset[lane] = static_cast<float>(op.scaling.zero_point) + 0.5f;
   if (!fits_high_half(op.scaling, channel, extra)) return;
   Factor factor = raised(op.scaling.multiplier[channel], op.scaling.shift[channel]);
   factor.shift += extra;
@@ -65,7 +100,14 @@ void pack_channel(const Convolution& op, int64_t channel, int64_t lane, Channels
       (int64_t{1} << (factor.shift - 1)) + (int64_t{op.scaling.zero_point} << factor.shift);
 }
 
-// int32 results with the zero point added, not yet clamped.
+// int32 results with the zero point added, not yet clamped: kShort.
+[[maybe_unused]] inline __m256i requantize_short(__m256i acc, const Channels<8>& by) {
+  const __m256 scaled =
+      _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_loadu_ps(by.factor), _mm256_loadu_ps(by.offset));
+  return _mm256_cvttps_epi32(scaled);
+}
+
+// The same: kHighHalf.
 [[maybe_unused]] inline __m256i requantize_lanes(__m256i acc, const Channels<8>& by) {
   __m256i even = _mm256_mul_epi32(acc, load(by.multiplier[0]));
   __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(acc, 32), load(by.multiplier[1]));

@@ -19,6 +19,7 @@ import onnx
 from edgewright.calibrate import LEAST_SCALE, Grid, Method, Observed
 from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
+from edgewright.lower.scales import short_factors
 from edgewright.overflow import OverflowSafe, safe_integers, safe_scale
 from edgewright.wiring import Wiring, attributes, make_node
 
@@ -28,6 +29,10 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # and at least this share must be in use.
 BASE_OVERSHOOT = 0.02
 BASE_USE = 0.7
+
+# Layers with so few terms to an output spend a good part of their time on the change of scale behind it;
+# their weight scales are chosen so that it has a short multiplier.
+SHORT_TERMS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +124,7 @@ class _Quantizer:
         self.outputs = set(self.graph.outputs)
         self.nodes: list[onnx.NodeProto] = []
         self.grids: dict[str, Grid] = {}
+        self.decided: dict[str, Grid] = {}
         self.wanted = self._grids_of_concats()
         self.weights: dict[str, npt.NDArray[Any]] = {}
         self.dequantized: dict[str, str] = {}
@@ -298,6 +304,11 @@ class _Quantizer:
         return f"{new}_dequantized"
 
     def _grid(self, name: str) -> Grid:
+        if name not in self.decided:
+            self.decided[name] = self._decide(name)
+        return self.decided[name]
+
+    def _decide(self, name: str) -> Grid:
         fresh = self.wanted.get(name) or self._fresh_grid(name)
         old = self.base.activations.get(name) if self.base else None
         if old is None or name in self.wanted:
@@ -381,7 +392,7 @@ class _Quantizer:
         rows = np.moveaxis(weight, axis, 0)
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
         safe = self._safety(node, rows.shape)
-        scale = self._weight_scale(prefix, rows, largest_bias, input_scale, safe)
+        scale = self._weight_scale(prefix, rows, largest_bias, input_scale, self._result_scale(node), safe)
         integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
         names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale", axis)]
         if node.op_type == "MatMul":
@@ -393,6 +404,13 @@ class _Quantizer:
                 self._bias_constant(node, bias_name, np.tile(np.float32(input_scale) * scale, groups))
             )
         return names
+
+    def _result_scale(self, node: onnx.NodeProto) -> float:
+        """Scale of the grid that a layer's results go to, behind what it takes in."""
+        name = node.output[0]
+        while name in self.fusion.inside:
+            name = self.readers[name][0].output[0]
+        return self._grid(name).scale
 
     def _safety(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> OverflowSafe:
         """What a layer's weights have to hold: nothing where the engine never adds in 16 bits."""
@@ -425,6 +443,7 @@ class _Quantizer:
         weight: npt.NDArray[Any],
         bias: npt.NDArray[np.float64],
         input_scale: float,
+        output_scale: float,
         safe: OverflowSafe,
     ) -> npt.NDArray[np.float32]:
         """One scale per output channel; large enough that bias and accumulator stay within 32 bits."""
@@ -432,6 +451,9 @@ class _Quantizer:
         # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
         least = np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))
         fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
+        if weight[0].size <= SHORT_TERMS:
+            step = output_scale / input_scale
+            fresh = (short_factors(fresh.astype(np.float64) / step) * step).astype(np.float32)
         old = self.base.weights.get(name) if self.base else None
         if old is None or old.shape != fresh.shape:
             return fresh
