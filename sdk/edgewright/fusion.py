@@ -195,6 +195,11 @@ class Fusion:
 
     # Nodes
 
+    def _is_repeated(self, name: str) -> bool:
+        """Whether a value is a constant, repeated for each sample, which has no grid."""
+        node = self.producers.get(name)
+        return node is not None and node.op_type == "Expand"
+
     def _is_integer(self, node: onnx.NodeProto) -> bool:
         """Whether this node, in this form, runs in integers."""
         constants, given = self.graph.constants, attributes(node)
@@ -218,7 +223,7 @@ class Fusion:
         if op == "Resize":
             return not fixed[0] and given.get("mode", b"nearest") in {b"nearest", b"linear"}
         if op in GRID_KEEPERS or op in POOLS:
-            return not fixed[0] if op != "Concat" else not all(fixed)
+            return not all(fixed) if op == "Concat" else not fixed[0] and not self._is_repeated(node.input[0])
         if result in self.roots or result in self.fused or result in self.masks:
             return True
         if op in PAIRS:

@@ -307,6 +307,14 @@ GRAPHS |= {
         ("Squeeze", ["r", "i"], "y", {}),
         i=np.array([2]),
     ),
+    "an image as rows and, turned round, as a product": lambda: after_conv(
+        ("Transpose", ["c"], "t", {"perm": [0, 3, 1, 2]}),
+        ("Reshape", ["t", "s"], "a", {}),
+        ("Reshape", ["c", "s"], "b", {}),
+        ("Add", ["a", "b"], "y", {}),
+        out=(None, None),
+        s=np.array([-1, 9, 28]),
+    ),
     "image to rows": lambda: after_conv(
         ("Reshape", ["c", "s"], "f", {}),
         ("Transpose", ["f"], "t", {"perm": [0, 2, 1]}),

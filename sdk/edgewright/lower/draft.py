@@ -96,7 +96,7 @@ class Draft:
         self.tensors: list[Tensor] = []
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
-        self._moved: dict[tuple[int, Order], Value] = {}
+        self._moved: dict[tuple[int, Order], int] = {}
         self._names: set[str] = set()
 
     # Tensors
@@ -167,16 +167,16 @@ class Draft:
         """The value with its axes in this order, moved if need be."""
         if value.order == order:
             return value
-        if (value.number, order) not in self._moved:
+        axes = tuple(value.order.index(a) for a in order)
+        if (value.number, axes) not in self._moved:
             t, shape = self.tensor(value), self.shape(value)
             made = self.like(value, t.name, shape, order)
             if [a for a in value.order if shape[a] != 1] == [a for a in order if shape[a] != 1]:
                 self.ops.append(Reshape(x=value.number, y=made.number))
             else:
-                axes = tuple(value.order.index(a) for a in order)
                 self.ops.append(Transpose(x=value.number, y=made.number, order=axes))
-            self._moved[value.number, order] = made
-        return self._moved[value.number, order]
+            self._moved[value.number, axes] = made.number
+        return Value(self._moved[value.number, axes], order)
 
     def widened(self, value: Value, rank: int) -> Value:
         """The value with axes of size 1 in front, so that it has `rank` of them."""
