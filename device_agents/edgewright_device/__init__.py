@@ -2,15 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from edgewright_device.artifact import (
-    Artifact,
-    ArtifactFile,
-    Port,
-    check_place,
-    encode_golden,
-    write_artifact,
-    write_report,
-)
+from edgewright_device.artifact import Artifact, check_place, write_artifact, write_report
 from edgewright_device.errors import (
     ArtifactError,
     DeviceError,
@@ -19,8 +11,10 @@ from edgewright_device.errors import (
     SlotError,
     TargetError,
 )
-from edgewright_device.health import HealthReport
+from edgewright_device.golden import encode_golden
+from edgewright_device.health import HealthReport, replay
 from edgewright_device.journal import Journal, SlotRelease
+from edgewright_device.manifest import ArtifactFile, Lengths, Part, Port
 from edgewright_device.runner import BACKENDS, Runner
 from edgewright_device.serving import Serving
 from edgewright_device.slots import Slots
@@ -39,6 +33,8 @@ __all__ = [
     "Event",
     "HealthReport",
     "Journal",
+    "Lengths",
+    "Part",
     "Port",
     "Runner",
     "RunnerError",
@@ -52,6 +48,7 @@ __all__ = [
     "check_place",
     "detect",
     "encode_golden",
+    "replay",
     "target_names",
     "write_artifact",
     "write_report",

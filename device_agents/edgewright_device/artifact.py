@@ -6,84 +6,38 @@ docs/artifact-format.md specifies the format. Every byte is untrusted: size, the
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import math
 import os
-import re
 import shutil
 import stat
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from edgewright_device.errors import ArtifactError
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-PLAN = "plan.bin"
-WEIGHTS = "weights.safetensors"
-ONNX = "model.onnx"
-TFLITE = "model.tflite"
-GOLDEN = "golden.npz"
-REPORT = "report.json"
-
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_REPORT_BYTES = 16 << 20
-MAX_FILE_BYTES = 8 << 30
-MAX_GOLDEN_BYTES = 64 << 20
-MAX_PORTS = 64
-MAX_RANK = 8
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PRODUCER = re.compile(r"[ -~]{1,256}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_FILES = frozenset({PLAN, WEIGHTS, ONNX, TFLITE, GOLDEN})
-_REQUIRED = frozenset({WEIGHTS, ONNX, GOLDEN})
-_CHUNK = 1 << 20
-_ENCRYPTED = 1  # bit of a zip member's flags
-_NPY_HEADER = re.compile(
-    rb"\{'descr': '<(f4|i8)', 'fortran_order': False, 'shape': \(((?:\d{1,10},? ?){1,8})\), \} *\n"
+from edgewright_device.golden import MAX_GOLDEN_BYTES, Arrays, decode_golden
+from edgewright_device.manifest import (
+    FILE,
+    GOLDEN,
+    MANIFEST,
+    MAX_FILE_BYTES,
+    NAME,
+    PLAN,
+    REQUIRED,
+    ArtifactFile,
+    Lengths,
+    Manifest,
+    Part,
+    Port,
+    parse_json,
 )
 
-Arrays = dict[str, npt.NDArray[Any]]
+REPORT = "report.json"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_REPORT_BYTES = 16 << 20
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Port:
-    """One input or output of a model.
-
-    Attributes:
-        name: Its name in `Runner.run`.
-        shape: None is the batch, any size from 1 up; it comes first.
-        dtype: "float32"; or "int64" for an input of row numbers, which has no grid: scale 0.0, zero point 0.
-        scale: Step between two neighbouring integers inside the integer program, in the port's unit.
-        zero_point: The integer, 0..255, that stands for 0.0.
-        minimum: Smallest value seen in calibration.
-        maximum: Largest value seen in calibration.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    scale: float
-    zero_point: int
-    minimum: float
-    maximum: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactFile:
-    """Size and SHA-256 (hex) of one file of an artifact."""
-
-    size_bytes: int
-    sha256: str
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +53,8 @@ class Artifact:
         inputs: What `Runner.run` takes.
         outputs: What it gives.
         files: By file name.
+        parts: In the order they run, where the native engine and ONNX Runtime share the work; else empty.
+        lengths: Of sequences, where the model takes several.
     """
 
     path: Path
@@ -109,6 +65,8 @@ class Artifact:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     files: Mapping[str, ArtifactFile]
+    parts: tuple[Part, ...] = ()
+    lengths: Lengths | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -148,6 +106,11 @@ class Artifact:
         """Bytes of all files the manifest lists, and the manifest."""
         return sum(f.size_bytes for f in self.files.values()) + (self.path / MANIFEST).stat().st_size
 
+    @property
+    def native(self) -> bool:
+        """Whether the native engine can run it, or a part of it."""
+        return PLAN in self.files or bool(self.parts)
+
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
         """The bytes of one listed file.
 
@@ -161,12 +124,36 @@ class Artifact:
             raise ArtifactError(f"{self.path / name}: changed since the artifact was opened")
         return data
 
-    def golden(self) -> tuple[Arrays, Arrays]:
-        """Inputs and the native engine's exact outputs for them, by name, of the ports' dtypes, batch first.
+    def golden(self, length: int | None = None) -> tuple[Arrays, Arrays]:
+        """Inputs and the exact outputs for them, by name, of the ports' dtypes, batch first.
+
+        Args:
+            length: One of `lengths.sizes`; the largest if left out.
 
         Raises:
             ArtifactError: golden.npz is damaged.
         """
+        largest = self.lengths is None or length in (None, self.lengths.sizes[-1])
+        suffix = "" if largest else f"-{length}"
+        kinds = self._golden()
+        if not kinds.keys() >= {f"input{suffix}", f"output{suffix}"}:
+            raise ArtifactError(f"{self.path / GOLDEN}: holds nothing of length {length}")
+        return kinds[f"input{suffix}"], kinds[f"output{suffix}"]
+
+    def golden_values(self) -> Arrays:
+        """Every value that passes between parts, for the golden inputs, by name; those and the outputs too.
+
+        Raises:
+            ArtifactError: golden.npz is damaged, or one is missing.
+        """
+        kinds = self._golden()
+        values = {**kinds.get("value", {}), **kinds["input"], **kinds["output"]}
+        for part in self.parts:
+            if missing := {*part.inputs, *part.outputs} - values.keys():
+                raise ArtifactError(f"{self.path / GOLDEN}: holds nothing of {min(missing)!r}")
+        return values
+
+    def _golden(self) -> dict[str, Arrays]:
         return decode_golden(self.read(GOLDEN, MAX_GOLDEN_BYTES), where=str(self.path / GOLDEN))
 
     def report(self) -> dict[str, Any] | None:
@@ -178,69 +165,13 @@ class Artifact:
         file = self.path / REPORT
         if not os.path.lexists(file):
             return None
-        data = _json(file, _read(file, MAX_REPORT_BYTES))
+        try:
+            data = parse_json(_read(file, MAX_REPORT_BYTES))
+        except ValueError as error:
+            raise ArtifactError(f"{file}: {error}") from None
         if data.get("artifact") != self.digest:
             raise ArtifactError(f"{file}: is about another artifact; run `edgewright verify` again")
         return data
-
-
-def encode_golden(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """golden.npz with the keys `input.NAME` and `output.NAME`; the same arrays give the same bytes.
-
-    Args:
-        inputs: By name, float32 or int64, batch first.
-        outputs: The same, float32.
-    """
-    arrays = {f"input.{k}": v for k, v in inputs.items()} | {f"output.{k}": v for k, v in outputs.items()}
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for key, value in arrays.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(value), allow_pickle=False)
-            archive.writestr(
-                zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getvalue()
-            )
-    return out.getvalue()
-
-
-def decode_golden(data: bytes, *, where: str = GOLDEN) -> tuple[Arrays, Arrays]:
-    """Inputs and outputs in golden.npz.
-
-    Raises:
-        ArtifactError: Damaged, or it would unpack to more than 64 MiB.
-    """
-    inputs: Arrays = {}
-    outputs: Arrays = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if sum(m.file_size for m in members) > MAX_GOLDEN_BYTES:
-                raise ArtifactError(f"{where}: unpacks to more than {MAX_GOLDEN_BYTES} bytes")
-            for member in members:
-                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
-                    raise ValueError(f"{member.filename} is packed or encrypted; members are stored")
-                kind, _, name = member.filename.removesuffix(".npy").partition(".")
-                {"input": inputs, "output": outputs}[kind][name] = _array(archive.read(member))
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
-        raise ArtifactError(f"{where}: not readable as golden vectors ({error})") from None
-    if not inputs or not outputs:
-        raise ArtifactError(f"{where}: holds no inputs or no outputs")
-    return inputs, outputs
-
-
-def _array(data: bytes) -> npt.NDArray[Any]:
-    """A `.npy` member: its own header is not trusted to say how much memory to take."""
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("a .npy header that is not of version 1.0")
-    header = _NPY_HEADER.fullmatch(stream.read(int.from_bytes(stream.read(2), "little")))
-    if header is None:
-        raise ValueError("a .npy header that is not of a float32 or int64 array in C order")
-    dtype = np.dtype(f"<{header[1].decode()}")
-    shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
-    if not shape or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape).copy()
 
 
 def write_artifact(
@@ -252,6 +183,8 @@ def write_artifact(
     inputs: tuple[Port, ...],
     outputs: tuple[Port, ...],
     files: Mapping[str, bytes],
+    parts: tuple[Part, ...] = (),
+    lengths: Lengths | None = None,
 ) -> Artifact:
     """Writes an artifact directory whole or not at all, and opens it.
 
@@ -265,6 +198,8 @@ def write_artifact(
         inputs: In the order of the graph.
         outputs: In the order of the graph.
         files: Contents by file name.
+        parts: As in `Artifact`.
+        lengths: As in `Artifact`.
 
     Returns:
         The artifact, opened.
@@ -275,23 +210,22 @@ def write_artifact(
     """
     root = Path(path).absolute()
     check_place(root, name)
-    if unknown := set(files) - _FILES:
+    if unknown := {n for n in files if not FILE.fullmatch(n)}:
         raise ValueError(f"no artifact has a file {min(unknown)!r}")
-    if missing := _REQUIRED - files.keys():
+    if missing := REQUIRED - files.keys():
         raise ValueError(f"an artifact needs {min(missing)!r}")
-    manifest = {
-        "format": FORMAT,
-        "name": name,
-        "producer": producer,
-        "targets": list(targets),
-        "inputs": [_port_json(p) for p in inputs],
-        "outputs": [_port_json(p) for p in outputs],
-        "files": {
-            n: {"size_bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()}
-            for n, d in sorted(files.items())
+    text = Manifest(
+        name=name,
+        producer=producer,
+        targets=targets,
+        inputs=inputs,
+        outputs=outputs,
+        files={
+            n: ArtifactFile(size_bytes=len(d), sha256=hashlib.sha256(d).hexdigest()) for n, d in files.items()
         },
-    }
-    text = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+        parts=parts,
+        lengths=lengths,
+    ).to_bytes()
     try:
         _parse(root, text)
     except ArtifactError as error:
@@ -318,7 +252,7 @@ def check_place(path: str | os.PathLike[str], name: str) -> None:
         ValueError: The format does not allow the name.
     """
     root = Path(path)
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(
             f"artifact name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
         )
@@ -326,7 +260,9 @@ def check_place(path: str | os.PathLike[str], name: str) -> None:
         return
     # Many directories hold a manifest.json that is none of ours, and files that nobody could bring back.
     ours = root.is_dir() and (root / MANIFEST).is_file()
-    if not ours or {e.name for e in root.iterdir()} - {MANIFEST, REPORT, *_FILES}:
+    if not ours or any(
+        e.name not in {MANIFEST, REPORT} and not FILE.fullmatch(e.name) for e in root.iterdir()
+    ):
         raise ArtifactError(f"{root}: exists and is not an artifact; choose another place or remove it")
 
 
@@ -359,132 +295,23 @@ def _swap_in(staging: Path, root: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _parse(root: Path, manifest: bytes) -> Artifact:
-    file = root / MANIFEST
-    data = _json(file, manifest)
-    if type(data.get("format")) is not int or data["format"] != FORMAT:
-        raise ArtifactError(f"{file}: format {data.get('format')!r}; this version reads format {FORMAT}")
+def _parse(root: Path, data: bytes) -> Artifact:
     try:
-        files = {
-            str(n): ArtifactFile(
-                size_bytes=_integer(f["size_bytes"], MAX_FILE_BYTES), sha256=_digest(f["sha256"])
-            )
-            for n, f in data["files"].items()
-        }
-        artifact = Artifact(
-            path=root,
-            digest=hashlib.sha256(manifest).hexdigest(),
-            name=_match(_NAME, data["name"]),
-            producer=_match(_PRODUCER, data["producer"]),
-            targets=tuple(_match(_NAME, t) for t in _list(data["targets"])),
-            inputs=_ports(data["inputs"]),
-            outputs=_float32_ports(data["outputs"]),
-            files=files,
-        )
-    except KeyError as error:
-        raise ArtifactError(f"{file}: the key {error} is missing; it is damaged") from None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ArtifactError(f"{file}: {error}; it is damaged") from None
-    if missing := _REQUIRED - files.keys():
-        raise ArtifactError(f"{file}: does not list {min(missing)}; the artifact is incomplete")
-    if unknown := files.keys() - _FILES:
-        raise ArtifactError(f"{file}: lists {min(unknown)!r}, which no artifact has")
-    return artifact
-
-
-def _port_json(port: Port) -> dict[str, Any]:
-    return {
-        "name": port.name,
-        "shape": list(port.shape),
-        "dtype": port.dtype,
-        "scale": port.scale,
-        "zero_point": port.zero_point,
-        "minimum": port.minimum,
-        "maximum": port.maximum,
-    }
-
-
-def _ports(data: object) -> tuple[Port, ...]:
-    ports = tuple(_port(p) for p in _list(data)[: MAX_PORTS + 1])
-    if not 0 < len(ports) <= MAX_PORTS:
-        raise ValueError(f"1 to {MAX_PORTS} inputs and outputs are needed")
-    if len({p.name for p in ports}) < len(ports):
-        raise ValueError("two inputs or two outputs have the same name")
-    return ports
-
-
-def _float32_ports(data: object) -> tuple[Port, ...]:
-    ports = _ports(data)
-    if any(p.dtype != "float32" for p in ports):
-        raise ValueError("outputs are float32")
-    return ports
-
-
-def _port(data: dict[str, Any]) -> Port:
-    batch, *dims = _list(data["shape"])
-    if batch is not None or not 1 <= len(dims) < MAX_RANK:
-        raise ValueError(f"shape {data['shape']!r}: null for the batch, then 1 to {MAX_RANK - 1} sizes")
-    dtype = data["dtype"]
-    if dtype not in ("float32", "int64"):
-        raise ValueError(f"dtype {dtype!r} is neither float32 nor int64")
-    if not isinstance(data["name"], str) or not 0 < len(data["name"].encode()) <= 255:
-        raise ValueError("a port's name has 1 to 255 bytes")
-    scale, minimum, maximum = (_number(data[k]) for k in ("scale", "minimum", "maximum"))
-    if dtype == "int64" and (scale != 0 or data["zero_point"] != 0):
-        raise ValueError(f"port {data['name']!r}: int64 has no scale and no zero point")
-    if not (math.isfinite(scale) and math.isfinite(minimum) and math.isfinite(maximum)):
-        raise ValueError(f"port {data['name']!r}: scale and range must be finite, the scale positive")
-    if dtype == "float32" and scale <= 0:
-        raise ValueError(f"port {data['name']!r}: scale and range must be finite, the scale positive")
-    if minimum > maximum:
-        raise ValueError(f"port {data['name']!r}: its range {minimum} to {maximum} is the wrong way round")
-    return Port(
-        name=data["name"],
-        shape=(None, *(_integer(d, 1 << 20, least=1) for d in dims)),
-        dtype=dtype,
-        scale=scale,
-        zero_point=_integer(data["zero_point"], 255),
-        minimum=minimum,
-        maximum=maximum,
+        found = Manifest.parse(data)
+    except ValueError as error:
+        raise ArtifactError(f"{root / MANIFEST}: {error}") from None
+    return Artifact(
+        path=root,
+        digest=hashlib.sha256(data).hexdigest(),
+        name=found.name,
+        producer=found.producer,
+        targets=found.targets,
+        inputs=found.inputs,
+        outputs=found.outputs,
+        files=found.files,
+        parts=found.parts,
+        lengths=found.lengths,
     )
-
-
-def _integer(value: object, most: int, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{value!r:.40} is not a whole number from {least} to {most}")
-    return value
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{value!r:.40} is not a number")
-    return float(value)
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r:.40} is not a list")
-    return value
-
-
-def _match(pattern: re.Pattern[str], value: object) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{value!r:.80} is not of the form {pattern.pattern}")
-    return value
-
-
-def _digest(value: object) -> str:
-    return _match(_SHA256, value)
-
-
-def _json(file: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file}: not JSON ({error}); it is damaged") from None
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{file}: not a JSON object; it is damaged")
-    return cast(dict[str, Any], value)
 
 
 def _read(file: Path, limit: int) -> bytes:

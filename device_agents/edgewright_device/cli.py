@@ -31,9 +31,11 @@ from rich.table import Table
 
 from edgewright_device import journal
 from edgewright_device.agent import Agent, Event
-from edgewright_device.artifact import PLAN, Arrays, Artifact
+from edgewright_device.artifact import Artifact
 from edgewright_device.errors import DeviceError, SlotError
+from edgewright_device.golden import Arrays
 from edgewright_device.journal import Journal
+from edgewright_device.manifest import PLAN
 from edgewright_device.runner import Runner
 from edgewright_device.serving import Serving
 from edgewright_device.slots import Disk, Slots
@@ -223,11 +225,37 @@ def plan(
     *,
     json_to: Json = None,
 ) -> None:
-    """Prints the integer program of a model."""
-    program = ewplan.decode(Artifact.open(path).read(PLAN) if path.is_dir() else _read_file(path))
-    if _write_json(json_to, _plain(program)):
+    """Prints the integer program of a model; each of them, where it has parts or several lengths."""
+    if not path.is_dir():
+        program = ewplan.decode(_read_file(path))
+        if not _write_json(json_to, _plain(program)):
+            _print_plan(str(path), program)
         return
-    table = Table("#", "operator", "reads", "gives", "shape", "details", title=str(path))
+    artifact = Artifact.open(path)
+    files = (
+        [p.file for p in artifact.parts]
+        or sorted(n for n in artifact.files if n.startswith("plan"))
+        or [PLAN]
+    )
+    programs = {n: ewplan.decode(artifact.read(n)) for n in files if n.endswith(".bin")}
+    others = {p.file: p for p in artifact.parts if not p.native}
+    if json_to is not None:
+        data = {n: _plain(programs[n]) if n in programs else asdict(others[n]) for n in files}
+        _write_json(json_to, data if len(files) > 1 else data[files[0]])
+        return
+    for name in files:
+        if name in programs:
+            _print_plan(str(path / name) if len(files) > 1 else str(path), programs[name])
+        else:
+            part = others[name]
+            _say(
+                f"{path / name}: ONNX Runtime, {', '.join(part.operators)}: "
+                f"reads {', '.join(part.inputs)}, gives {', '.join(part.outputs)}"
+            )
+
+
+def _print_plan(title: str, program: ewplan.Plan) -> None:
+    table = Table("#", "operator", "reads", "gives", "shape", "details", title=title)
     for number, op in enumerate(program.ops):
         result = program.tensors[op.y]
         table.add_row(

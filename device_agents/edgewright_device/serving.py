@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from edgewright_device.artifact import Port
 from edgewright_device.errors import ServingError
 from edgewright_device.journal import SlotRelease
+from edgewright_device.manifest import Port
 from edgewright_device.runner import Runner
 
 MAX_BODY_BYTES = 64 << 20

@@ -103,6 +103,14 @@ class File {
   size_t size_ = 0;
 };
 
+// Whether an artifact has, in the place of plan.bin, parts for this engine and for ONNX Runtime.
+bool is_in_parts(const std::string& folder) {
+  struct stat found;
+  return lstat((folder + "plan.bin").c_str(), &found) != 0 &&
+         (lstat((folder + "part-0.bin").c_str(), &found) == 0 ||
+          lstat((folder + "part-0.onnx").c_str(), &found) == 0);
+}
+
 edgewright_status describe(const edgewright_model* model, bool input, size_t index, edgewright_port* port) {
   const char* what = input ? "input" : "output";
   if (model == nullptr || port == nullptr) return fail(EDGEWRIGHT_INVALID, "%s: a pointer is NULL", what);
@@ -196,6 +204,13 @@ edgewright_status edgewright_open(const char* directory, const char* cpu, edgewr
   return guarded([&] {
     File plan, weights;
     const std::string folder = std::string(directory) + "/";
+    if (is_in_parts(folder)) {
+      return fail(
+          EDGEWRIGHT_UNSUPPORTED,
+          "%s: some of its operators need ONNX Runtime, which this interface does not use; run it from "
+          "Python, or export it with fallback=False to see which they are",
+          directory);
+    }
     edgewright_status status = plan.open(folder + "plan.bin");
     if (status == EDGEWRIGHT_OK) status = weights.open(folder + "weights.safetensors");
     if (status != EDGEWRIGHT_OK) return status;

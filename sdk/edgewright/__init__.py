@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         SdkError,
         VerifyError,
     )
-    from edgewright.exporting import OnnxFile, export, export_onnx
+    from edgewright.exporting import export
+    from edgewright.float_onnx import OnnxFile, export_onnx
     from edgewright.latency import Latency, measure
     from edgewright.models import load_model, save_model
     from edgewright.progress import OnProgress, Progress
@@ -92,7 +93,8 @@ _HOMES = {
         "SdkError",
         "VerifyError",
     ),
-    "exporting": ("OnnxFile", "export", "export_onnx"),
+    "exporting": ("export",),
+    "float_onnx": ("OnnxFile", "export_onnx"),
     "latency": ("Latency", "measure"),
     "models": ("load_model", "save_model"),
     "progress": ("OnProgress", "Progress"),

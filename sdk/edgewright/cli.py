@@ -15,6 +15,7 @@ from rich.table import Table
 
 from edgewright.console import DID_NOT_HOLD, JsonOption, console_for, emit, progress_bar, run
 from edgewright.errors import ExportError, PublishError, VerifyError
+from edgewright.progress import OnProgress, Progress
 from edgewright_device import BACKENDS, Artifact, ArtifactError, Runner, Target, detect, target_names
 
 app = typer.Typer(
@@ -215,6 +216,10 @@ def export(
         Literal["native", "onnxruntime"],
         typer.Option(help="onnxruntime takes operators that the native engine lacks."),
     ] = "native",
+    fallback: Annotated[
+        bool,
+        typer.Option(help="Hand operators that the native engine lacks to ONNX Runtime, the rest to itself."),
+    ] = True,
     json_to: JsonOption = None,
 ) -> None:
     """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX."""
@@ -234,6 +239,7 @@ def export(
         raise typer.BadParameter("an INT8 artifact needs samples to calibrate on", param_hint="--calibration")
     if optimize:
         raise typer.BadParameter("an artifact is always optimized; --optimize is for --format onnx")
+    notes: list[str] = []
     with progress_bar(console) as progress:
         artifact = ew.export(
             model,
@@ -243,8 +249,11 @@ def export(
             base=Artifact.open(base) if base else None,
             quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
             backend=backend,
-            progress=progress,
+            fallback=fallback,
+            progress=_noting(notes, progress),
         )
+    for note in notes:
+        console.print(escape(note))
     table = Table("file", "bytes", title=escape(str(artifact.path)), title_justify="left")
     for name, file in artifact.files.items():
         table.add_row(name, f"{file.size_bytes:,}")
@@ -257,8 +266,21 @@ def export(
             "targets": artifact.targets,
             "size_bytes": artifact.size_bytes,
             "files": {name: file.size_bytes for name, file in artifact.files.items()},
+            "notes": notes,
+            "parts": [asdict(part) for part in artifact.parts],
         },
     )
+
+
+def _noting(notes: list[str], progress: OnProgress) -> OnProgress:
+    """Shows progress, and keeps what it notes."""
+
+    def show(report: Progress) -> None:
+        if report.note:
+            notes.append(report.note)
+        progress(report)
+
+    return show
 
 
 def _samples(path: Path) -> Any:
@@ -363,14 +385,14 @@ def bench(
     if profile or trace:
         if trace:
             _check_place(trace)
-        if "plan.bin" not in opened.files:
+        if not opened.native:
             raise ArtifactError(f"{artifact}: has no integer program (plan.bin) to profile")
         _profile(opened, rounds, threads, trace, console, json_to)
         return
     golden = opened.golden()[0]
     inputs = {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
-    needs = {"native": "plan.bin", "onnxruntime": "model.onnx", "litert": "model.tflite"}
-    backends = [b for b in BACKENDS if needs.get(b) in opened.files]
+    can = {"native": opened.native, "onnxruntime": True, "litert": "model.tflite" in opened.files}
+    backends = [b for b in BACKENDS if can.get(b)]
     calls: dict[str, Any] = {}
     for backend in backends:
         runner = Runner(opened, backend=backend, threads=threads)

@@ -25,7 +25,8 @@ from edgewright import digits
 from edgewright.compression import compress
 from edgewright.console import progress_bar
 from edgewright.errors import DemoError
-from edgewright.exporting import export, export_onnx
+from edgewright.exporting import export
+from edgewright.float_onnx import export_onnx
 from edgewright.latency import measure, onnx_call
 from edgewright.process import Program
 from edgewright.progress import OnProgress

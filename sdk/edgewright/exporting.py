@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
 from edgewright.calibrate import Grid, Observed, observe
 from edgewright.errors import ExportError
-from edgewright.graph import float_graph, forward_parameters, onnx_function
+from edgewright.golden import golden_inputs, golden_of_parts
+from edgewright.graph import float_graph, onnx_function
 from edgewright.indices import tabulate
 from edgewright.lower import lower
-from edgewright.normalform import normalize
+from edgewright.parts import GraphPart, partition
 from edgewright.progress import OnProgress, Progress
-from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
+from edgewright.quantization import Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
-from edgewright.wiring import value_shapes
-from edgewright_device import Artifact, Port, Target, check_place, encode_golden, write_artifact
+from edgewright.samples import (
+    MAX_CALIBRATION_SAMPLES,
+    Samples,
+    as_tuple,
+    calibration_samples,
+    example_of,
+)
+from edgewright.weights import base_grids, byte_ranges, with_external_data
+from edgewright.wiring import check_ports
+from edgewright_device import Artifact, Part, Port, Target, check_place, encode_golden, write_artifact
 from edgewright_kernels import Engine, KernelError
 from edgewright_kernels.plan import ByteRange, encode
 
 if TYPE_CHECKING:
     from torch import nn
 
-GOLDEN_SAMPLES = 8
-GOLDEN_INPUT_BYTES = 24 << 20
-MAX_CALIBRATION_SAMPLES = 1024
-OPTIMIZED_TOLERANCE = 1e-4
-
 Backend = Literal["native", "onnxruntime"]
-Samples = dict[str, npt.NDArray[Any]]
 
 
 def export(
@@ -53,6 +53,7 @@ def export(
     base: Artifact | None = None,
     quantize: Quantize | None = None,
     backend: Backend = "native",
+    fallback: bool = True,
     progress: OnProgress | None = None,
 ) -> Artifact:
     """Quantizes a model to INT8 and writes it as an artifact.
@@ -71,6 +72,8 @@ def export(
         quantize: How activation ranges are chosen (a recipe's `quantize`); min-max if left out.
         backend: "native" includes the integer program. "onnxruntime" leaves it out, and so takes models with
             operators that the native engine lacks.
+        fallback: Operators that the native engine lacks go to ONNX Runtime, where the target has it, and the
+            others stay native; `progress` names them. False refuses such a model.
         progress: Called as the work goes on.
 
     Returns:
@@ -100,9 +103,9 @@ def export(
         graph = float_graph(Path(model))
     else:
         graph = float_graph(
-            model, _as_tuple(_head(model, calibration) if example_inputs is None else example_inputs)
+            model, as_tuple(example_of(model, calibration) if example_inputs is None else example_inputs)
         )
-    _check_ports(graph)
+    check_ports(graph)
     graph = tabulate(graph)
     report(Progress(step="trace", done=1, total=1))
     samples = calibration_samples(calibration, graph)
@@ -127,25 +130,13 @@ def export(
     report(Progress(step="quantize", done=1, total=1, metrics={"kept_grids": quantized.kept_grids}))
 
     weights = safetensors.numpy.save(dict(sorted(quantized.weights.items())))
-    ranges = byte_ranges(weights)
-    files = {"weights.safetensors": weights, "model.onnx": _with_external_data(quantized.model, ranges)}
-    golden_inputs = _golden_inputs(samples)
+    made = _Made(weights=weights, ranges=byte_ranges(weights))
+    made.files["model.onnx"] = with_external_data(quantized.model, made.ranges)
     if backend == "native":
-        plan = lower(quantized.model, ranges, len(weights))
-        needed = plan.arena_bytes + len(weights)
-        if needed > target.memory_bytes:
-            raise ExportError(
-                f"the model needs {needed} bytes (weights and arena), target {target.name!r} has "
-                f"{target.memory_bytes}; compress it further"
-            )
-        try:
-            files["plan.bin"] = encode(plan)
-            golden = Engine(files["plan.bin"], weights).run(golden_inputs)
-        except (KernelError, ValueError) as error:
-            raise ExportError(f"the native engine cannot run this model: {error}") from error
+        _natively(made, quantized.model, samples, target, fallback, report)
     else:
-        golden = onnx_function(quantized.model)(golden_inputs)
-    files["golden.npz"] = encode_golden(golden_inputs, golden)
+        inputs = golden_inputs(samples)
+        made.files["golden.npz"] = encode_golden(inputs, onnx_function(quantized.model)(inputs))
     artifact = write_artifact(
         path,
         name=name,
@@ -153,218 +144,93 @@ def export(
         targets=(target.name,),
         inputs=tuple(_port(v, quantized, observed, samples) for v in graph.graph.input),
         outputs=tuple(_port(v, quantized, observed, samples) for v in graph.graph.output),
-        files=files,
+        files={**made.files, "weights.safetensors": weights},
+        parts=tuple(made.parts),
     )
     report(Progress(step="write", done=1, total=1))
     return artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxFile:
-    """A float32 ONNX file that was written.
+class _Made:
+    """What an artifact is made of, while it is."""
 
-    Attributes:
-        path: Where.
-        nodes: Operators in the graph.
-        size_bytes: Of the file.
-        largest_error: Largest absolute difference that optimization made on random inputs, relative to the
-            largest output; None when it was not asked for.
-    """
-
-    path: Path
-    nodes: int
-    size_bytes: int
-    largest_error: float | None
+    weights: bytes
+    ranges: Mapping[str, ByteRange]
+    files: dict[str, bytes] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
 
 
-def export_onnx(
-    model: nn.Module | str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    example_inputs: Any = None,
-    optimize: bool = False,
-) -> OnnxFile:
-    """Writes a model as float32 ONNX.
-
-    Args:
-        model: A module, or the path of a `.pt2` or `.onnx` file.
-        out: The file to write.
-        example_inputs: For a module: the arguments of one call.
-        optimize: Simplify the graph (onnxslim, then one form for equal things); the result is compared with
-            the graph before on random inputs, and refused when it differs.
-
-    Raises:
-        ExportError: The model cannot be read or traced, or the optimized graph is not equal.
-    """
-    source = Path(model) if isinstance(model, str | os.PathLike) else model
-    path = Path(out)
-    if isinstance(source, Path) and path.exists() and source.exists() and path.samefile(source):
-        raise ExportError(f"{path}: is the model itself, which would be lost; write it to another file")
-    graph = float_graph(source, None if example_inputs is None else _as_tuple(example_inputs), slim=False)
-    error = None
-    if optimize:
-        before, graph = graph, normalize(graph)
-        error = _largest_error(before, graph)
-        if not error <= OPTIMIZED_TOLERANCE:
-            raise ExportError(
-                f"the optimized graph differs by {error:.2g} of the largest output; nothing was written"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+def _natively(
+    made: _Made,
+    model: onnx.ModelProto,
+    samples: Samples,
+    target: Target,
+    fallback: bool,
+    report: OnProgress,
+) -> None:
+    """Adds the integer program and golden vectors; or the parts, where it needs ONNX Runtime."""
     try:
-        temporary.write_bytes(graph.SerializeToString(deterministic=True))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return OnnxFile(
-        path=path, nodes=len(graph.graph.node), size_bytes=path.stat().st_size, largest_error=error
+        plan = lower(model, made.ranges, len(made.weights))
+    except ExportError:
+        if not fallback or "onnxruntime" not in target.backends:
+            raise
+        parts = partition(model, made.ranges, len(made.weights))
+        fallbacks = [f for part in parts for f in part.fallbacks]
+        for count, found in enumerate(fallbacks, 1):
+            note = f"ONNX Runtime runs {found.operator} (node {found.node!r}): {found.reason}"
+            report(Progress(step="fallback", done=count, total=len(fallbacks), note=note))
+        _check_memory(target, len(made.weights), max(p.plan.arena_bytes for p in parts if p.plan))
+        with _refused_by_the_engine():
+            _add_parts(made, parts, samples, [o.name for o in model.graph.output])
+        return
+    _check_memory(target, len(made.weights), plan.arena_bytes)
+    inputs = golden_inputs(samples)
+    with _refused_by_the_engine():
+        made.files["plan.bin"] = encode(plan)
+        golden = Engine(made.files["plan.bin"], made.weights).run(inputs)
+    made.files["golden.npz"] = encode_golden(inputs, golden)
+
+
+def _add_parts(made: _Made, parts: Sequence[GraphPart], samples: Samples, outputs: Sequence[str]) -> None:
+    inputs, values, tolerances = golden_of_parts(parts, made.weights, samples)
+    for place, (part, tolerance) in enumerate(zip(parts, tolerances, strict=True)):
+        file = f"part-{place}.{'onnx' if part.plan is None else 'bin'}"
+        made.parts.append(
+            Part(
+                file=file,
+                inputs=part.inputs,
+                outputs=part.outputs,
+                operators=tuple(sorted({f.operator for f in part.fallbacks if f.lacking}))
+                or tuple(sorted({f.operator for f in part.fallbacks})),
+                tolerance=tolerance,
+            )
+        )
+        made.files[file] = (
+            with_external_data(part.model, made.ranges) if part.plan is None else encode(part.plan)
+        )
+    made.files["golden.npz"] = encode_golden(
+        inputs,
+        {n: values[n] for n in outputs},
+        values={n: v for n, v in values.items() if n not in outputs},
     )
 
 
-def _largest_error(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
-    """Largest absolute difference of two graphs on random inputs, relative to the largest output."""
-    random = np.random.default_rng(0)
-    shapes = value_shapes(before)
-    names = [i.name for i in before.graph.input]
-    _check_ports(before)
-    kinds = {i.name: i.type.tensor_type.elem_type for i in before.graph.input}
-    feed: dict[str, npt.NDArray[Any]] = {}
-    for name in names:
-        shape = (8, *(d or 1 for d in shapes[name][1:]))
-        whole = kinds[name] == onnx.TensorProto.INT64
-        feed[name] = random.integers(0, 2, shape) if whole else random.random(shape, np.float32)
-    a, b = onnx_function(before)(feed), onnx_function(after)(feed)
-    return float(np.max([np.abs(a[n] - b[n]).max() / max(np.abs(a[n]).max(), 1e-30) for n in a]))
-
-
-def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
-    """Calibration data in any accepted form, as arrays by input name, shape (samples, ...), of its dtype.
-
-    Raises:
-        ExportError: Names or shapes do not fit the graph's inputs, or there is not one sample.
-    """
-    shapes = value_shapes(graph)
-    whole = {i.name for i in graph.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.INT64}
-    names = [i.name for i in graph.graph.input]
-    samples: Samples = {}
-    if isinstance(calibration, Mapping):
-        samples = {
-            str(k): np.atleast_1d(_array(v, k in whole))[:MAX_CALIBRATION_SAMPLES]
-            for k, v in calibration.items()
-        }
-    elif hasattr(calibration, "shape"):
-        samples = {names[0]: np.atleast_1d(_array(calibration, names[0] in whole))[:MAX_CALIBRATION_SAMPLES]}
-    else:
-        batches: list[tuple[npt.NDArray[Any], ...]] = []
-        count = 0
-        for batch in calibration:
-            parts = zip(_as_tuple(batch), names, strict=False)
-            batches.append(tuple(_array(part, name in whole) for part, name in parts))
-            if len(batches[-1]) < len(names) or any(part.ndim == 0 for part in batches[-1]):
-                raise ExportError(f"each batch of calibration data must begin with the inputs {names}")
-            count += len(batches[-1][0])
-            if count >= MAX_CALIBRATION_SAMPLES:
-                break
-        if batches:
-            columns = zip(*batches, strict=True)
-            samples = {
-                name: _joined(name, column)[:MAX_CALIBRATION_SAMPLES]
-                for name, column in zip(names, columns, strict=False)
-            }
-    if not samples or any(len(v) == 0 for v in samples.values()):
-        raise ExportError("no calibration data: give at least one sample, better some hundred")
-    if samples.keys() != set(names):
+def _check_memory(target: Target, weights_bytes: int, arena_bytes: int) -> None:
+    needed = weights_bytes + arena_bytes
+    if needed > target.memory_bytes:
         raise ExportError(
-            f"calibration data is for inputs {sorted(samples)}; the model takes {sorted(names)}"
+            f"the model needs {needed} bytes (weights and arena), target {target.name!r} has "
+            f"{target.memory_bytes}; compress it further"
         )
-    if len({len(v) for v in samples.values()}) > 1:
-        counts = {n: len(v) for n, v in samples.items()}
-        raise ExportError(f"the inputs differ in their number of calibration samples: {counts}")
-    for name, value in samples.items():
-        if value.shape[1:] != tuple(shapes[name][1:]):
-            want = ", ".join(map(str, shapes[name][1:]))
-            raise ExportError(
-                f"calibration data for {name!r} has shape {value.shape}; (samples, {want}) is needed"
-            )
-    return {name: samples[name] for name in names}
 
 
-def _joined(name: str, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+@contextmanager
+def _refused_by_the_engine() -> Iterator[None]:
     try:
-        return np.concatenate(parts)
-    except ValueError as error:
-        raise ExportError(f"calibration batches for {name!r} do not fit together ({error})") from None
-
-
-def byte_ranges(weights: bytes) -> dict[str, ByteRange]:
-    """Where each tensor of a safetensors file lies, counted from the start of the file."""
-    (length,) = struct.unpack_from("<Q", weights)
-    header = json.loads(weights[8 : 8 + length])
-    header.pop("__metadata__", None)
-    return {
-        name: ByteRange(offset=8 + length + begin, size=end - begin)
-        for name, (begin, end) in ((n, e["data_offsets"]) for n, e in header.items())
-    }
-
-
-def base_grids(base: Artifact) -> BaseGrids:
-    """The grids that an artifact's QDQ graph and weights use."""
-    model = onnx.load_from_string(base.read("model.onnx"))
-    weights = safetensors.numpy.load(base.read("weights.safetensors"))
-    inline = {
-        i.name: onnx.numpy_helper.to_array(i)
-        for i in model.graph.initializer
-        if i.data_location != onnx.TensorProto.EXTERNAL
-    }
-    grids = {
-        node.output[0].removesuffix("_quantized"): Grid(
-            scale=float(inline[node.input[1]]), zero_point=int(inline[node.input[2]])
-        )
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear"
-    }
-    scales = {n.removesuffix(".scale"): w for n, w in weights.items() if n.endswith(".scale")}
-    return BaseGrids(activations=grids, weights=scales)
-
-
-def _with_external_data(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> bytes:
-    """The graph's bytes, with every constant that weights.safetensors holds taken from there."""
-    slim = onnx.ModelProto()
-    slim.CopyFrom(model)
-    for tensor in slim.graph.initializer:
-        if tensor.name not in ranges:
-            continue
-        place = ranges[tensor.name]
-        for field in ("raw_data", "float_data", "int32_data", "int64_data"):
-            tensor.ClearField(field)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        del tensor.external_data[:]
-        for key, value in (
-            ("location", "weights.safetensors"),
-            ("offset", str(place.offset)),
-            ("length", str(place.size)),
-        ):
-            tensor.external_data.add(key=key, value=value)
-    data: bytes = slim.SerializeToString(deterministic=True)
-    return data
-
-
-def _check_ports(graph: onnx.ModelProto) -> None:
-    for value in (*graph.graph.input, *graph.graph.output):
-        kind = value.type.tensor_type.elem_type
-        shape = value_shapes(graph)[value.name]
-        is_input = any(value.name == i.name for i in graph.graph.input)
-        if kind != onnx.TensorProto.FLOAT and not (is_input and kind == onnx.TensorProto.INT64):
-            got = onnx.TensorProto.DataType.Name(kind).lower()
-            raise ExportError(
-                f"{value.name!r} is {got}; inputs must be float32, or int64 for row numbers of tables, "
-                "outputs float32"
-            )
-        if len(shape) < 2 or shape[0] is not None or None in shape[1:]:
-            raise ExportError(
-                f"{value.name!r} has shape {shape}; the first dimension must be a free batch size, the "
-                "others fixed: export the model to ONNX with dynamic batch only"
-            )
+        yield
+    except (KernelError, ValueError) as error:
+        raise ExportError(f"the native engine cannot run this model: {error}") from error
 
 
 def _port(
@@ -392,65 +258,6 @@ def _port(
         minimum=seen.minimum,
         maximum=seen.maximum,
     )
-
-
-def _golden_inputs(samples: Samples) -> Samples:
-    """The first samples, as many as golden.npz has room for with their outputs."""
-    one = sum(value[:1].nbytes for value in samples.values())
-    return {n: v[: max(1, min(GOLDEN_SAMPLES, GOLDEN_INPUT_BYTES // one))] for n, v in samples.items()}
-
-
-def _array(value: Any, whole: bool = False) -> npt.NDArray[Any]:
-    """An array of float32, or of int64 where whole numbers are wanted."""
-    try:
-        if whole:
-            given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-            if given.dtype.kind not in "biu" and not np.array_equal(given, np.rint(given)):
-                raise TypeError("whole numbers are needed")
-            return given.astype(np.int64)
-        with np.errstate(over="ignore"):  # what is too large becomes infinity, which calibration refuses
-            return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"calibration data must be arrays of numbers ({error})") from None
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _head(model: nn.Module, calibration: Any) -> Sequence[Any]:
-    """Arguments of one call of a module, from calibration data."""
-    parameters = forward_parameters(model)
-    if isinstance(calibration, Mapping):
-        if unknown := calibration.keys() - parameters.keys():
-            raise ExportError(
-                f"calibration data is for inputs {sorted(map(str, calibration))}; forward takes "
-                f"{list(parameters)}, not {min(map(str, unknown))!r}"
-            )
-        return _examples(model, [calibration[n] for n in parameters if n in calibration])
-    if hasattr(calibration, "shape"):
-        return _examples(model, [calibration])
-    first = next(iter(calibration), None) if isinstance(calibration, Iterable) else None
-    if first is None:
-        raise ExportError("no calibration data: give at least one sample, better some hundred")
-    count = max(1, sum(parameters.values()))  # what follows the inputs in a batch are labels
-    return _examples(model, _as_tuple(first)[:count])
-
-
-def _examples(model: nn.Module, parts: Sequence[Any]) -> list[npt.NDArray[Any]]:
-    """Two samples of each input: whole numbers as int64 where the model takes them so, else float32."""
-    import torch
-
-    whole = [np.asarray(p.detach().cpu() if hasattr(p, "detach") else p).dtype.kind in "iu" for p in parts]
-    if any(whole):
-        given = [_array(p, w)[:2] for p, w in zip(parts, whole, strict=True)]
-        try:
-            with torch.no_grad():
-                model(*(torch.from_numpy(x) for x in given))
-        except Exception:  # a model may raise anything; with float32 it says what it does not take
-            return [_array(p)[:2] for p in parts]
-        return given
-    return [_array(p)[:2] for p in parts]
 
 
 def _ignore(progress: Progress) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgewright_device import Artifact, RunnerError
+from edgewright_device import Artifact, Runner, RunnerError
 from edgewright_kernels import Engine, KernelError
 from edgewright_kernels.plan import (
     Convolution,
@@ -28,8 +30,8 @@ class OperatorTime:
     """The time of one operator, in the fastest of all runs.
 
     Attributes:
-        number: Its place in the program.
-        operator: Its kind, such as "Convolution".
+        number: Its place in the program, or in all of them together.
+        operator: Its kind, such as "Convolution"; "onnxruntime" for all that ONNX Runtime runs of one part.
         output: Name of the tensor it writes.
         shape: Shapes read and written, and the window.
         start_us: When it began, counted from the start of the run.
@@ -58,6 +60,8 @@ def profile(
 ) -> tuple[OperatorTime, ...]:
     """Runs one golden sample many times on the native engine and times each operator.
 
+    Of a model in parts, those of ONNX Runtime are timed as wholes.
+
     Reading the clock costs some 30 ns for each operator, which `edgewright bench` without a profile does not
     pay. Each operator's time is its fastest of all rounds, so their sum can lie below the fastest whole run.
 
@@ -74,29 +78,90 @@ def profile(
     """
     if rounds < 1:
         raise ValueError("a profile needs a round at least")
-    data = artifact.read("plan.bin")
+    values = {name: np.ascontiguousarray(value[:1]) for name, value in artifact.golden_values().items()}
+    rows: list[_Row] = []
+    if not artifact.parts:
+        rows += _program_rows(artifact, "plan.bin", values, rounds, warmup, threads)
+    for place, part in enumerate(artifact.parts):
+        if part.native:
+            given = {n: values[n] for n in part.inputs}
+            rows += _program_rows(artifact, part.file, given, rounds, warmup, threads)
+        else:
+            rows.append(
+                _Row("onnxruntime", ", ".join(part.outputs), ", ".join(part.operators), 0, place, 0.0)
+            )
+    if artifact.parts:
+        times = _part_times(artifact, values, rounds, warmup, threads)
+        rows = [r if r.place is None else replace(r, microseconds=times[r.place]) for r in rows]
+    ends = np.cumsum([r.microseconds for r in rows])
+    return tuple(
+        OperatorTime(
+            number=number,
+            operator=row.operator,
+            output=row.output,
+            shape=row.shape,
+            start_us=float(end - row.microseconds),
+            microseconds=float(row.microseconds),
+            share=float(row.microseconds / ends[-1]),
+            macs=row.macs,
+        )
+        for number, (row, end) in enumerate(zip(rows, ends, strict=True))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    operator: str
+    output: str
+    shape: str
+    macs: int
+    place: int | None  # of a part of ONNX Runtime
+    microseconds: float
+
+
+def _program_rows(
+    artifact: Artifact,
+    file: str,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    rounds: int,
+    warmup: int,
+    threads: int,
+) -> list[_Row]:
+    data = artifact.read(file)
     try:
         plan = decode(data)
         engine = Engine(data, artifact.read("weights.safetensors"), threads=threads)
     except KernelError as error:
         raise RunnerError(f"{artifact.path}: {error}") from error
-    inputs = {name: np.ascontiguousarray(value[:1]) for name, value in artifact.golden()[0].items()}
-    times = [engine.profile(inputs) for _ in range(warmup + rounds)][warmup:]
+    feed = {plan.tensors[n].name: inputs[plan.tensors[n].name] for n in plan.inputs}
+    times = [engine.profile(feed) for _ in range(warmup + rounds)][warmup:]
     fastest = np.min(np.array(times, np.int64).reshape(rounds, -1), axis=0) / 1e3
-    ends = np.cumsum(fastest)
-    return tuple(
-        OperatorTime(
-            number=number,
-            operator=type(op).__name__,
-            output=plan.tensors[op.y].name,
-            shape=_shape(plan, op),
-            start_us=float(end - own),
-            microseconds=float(own),
-            share=float(own / ends[-1]),
-            macs=operator_macs(plan, op),
+    return [
+        _Row(
+            type(op).__name__,
+            plan.tensors[op.y].name,
+            _shape(plan, op),
+            operator_macs(plan, op),
+            None,
+            float(own),
         )
-        for number, (op, own, end) in enumerate(zip(plan.ops, fastest, ends, strict=True))
-    )
+        for op, own in zip(plan.ops, fastest, strict=True)
+    ]
+
+
+def _part_times(
+    artifact: Artifact, values: Mapping[str, npt.NDArray[Any]], rounds: int, warmup: int, threads: int
+) -> list[float]:
+    """Microseconds of each part, in the fastest of all runs."""
+    runner = Runner(artifact, threads=threads)
+    times: list[list[float]] = []
+    for _ in range(warmup + rounds):
+        times.append([])
+        start = time.perf_counter()
+        for _ in runner.run_parts(values):
+            times[-1].append(1e6 * (time.perf_counter() - start))
+            start = time.perf_counter()
+    return [float(t) for t in np.min(times[warmup:], axis=0)]
 
 
 def operator_macs(plan: Plan, op: Op) -> int:

@@ -13,12 +13,14 @@ class Progress:
         done: Units of work finished in this step.
         total: Units of work in this step.
         metrics: What is known so far, by name: "loss", "accuracy" (0..1), …
+        note: What a person should be told once the job is done; mostly nothing.
     """
 
     step: str
     done: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 OnProgress = Callable[[Progress], None]

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from edgewright.errors import ExportError
+
 Array = npt.NDArray[Any]
 SMALL = 4096  # elements of a constant that shape inference may want to look at
 
@@ -26,6 +28,29 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
         v.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim)
         for v in (*graph.input, *graph.output, *graph.value_info)
     }
+
+
+def check_ports(graph: onnx.ModelProto) -> None:
+    """Holds a graph to what an artifact can have as inputs and outputs.
+
+    Raises:
+        ExportError: A type or a shape that it cannot.
+    """
+    for value in (*graph.graph.input, *graph.graph.output):
+        kind = value.type.tensor_type.elem_type
+        shape = value_shapes(graph)[value.name]
+        is_input = any(value.name == i.name for i in graph.graph.input)
+        if kind != onnx.TensorProto.FLOAT and not (is_input and kind == onnx.TensorProto.INT64):
+            got = onnx.TensorProto.DataType.Name(kind).lower()
+            raise ExportError(
+                f"{value.name!r} is {got}; inputs must be float32, or int64 for row numbers of tables, "
+                "outputs float32"
+            )
+        if len(shape) < 2 or shape[0] is not None or None in shape[1:]:
+            raise ExportError(
+                f"{value.name!r} has shape {shape}; the first dimension must be a free batch size, the "
+                "others fixed: export the model to ONNX with dynamic batch only"
+            )
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

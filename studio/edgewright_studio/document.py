@@ -219,11 +219,10 @@ def _artifact(path: Path) -> Document:
         for key in ("inputs", "outputs")
     }
     files = sorted(artifact.files.items(), key=lambda item: -item[1].size_bytes)
-    native = (
-        "yes, bit for bit as verified"
-        if "plan.bin" in artifact.files
-        else "no: an operator has no integer kernel"
-    )
+    others = sorted({o for part in artifact.parts for o in part.operators})
+    native = "yes, bit for bit as verified" if artifact.native else "no: an operator has no integer kernel"
+    if others:
+        native = f"in part; ONNX Runtime runs {', '.join(others)}"
     facts = [
         ("Made by", artifact.producer),
         ("Native engine", native),

@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 
 from device.tiny import samples, tiny_artifact
-from edgewright_device import Artifact, ArtifactError, artifact, encode_golden, write_artifact, write_report
+from edgewright_device import (
+    Artifact,
+    ArtifactError,
+    artifact,
+    encode_golden,
+    golden,
+    write_artifact,
+    write_report,
+)
+from edgewright_device.golden import decode_golden
 
 FILES = ("golden.npz", "model.onnx", "plan.bin", "weights.safetensors")
 
@@ -147,7 +156,7 @@ def test_a_file_changed_after_opening_is_not_read(good: Artifact) -> None:
         (b"\xff\xfe", "not JSON"),
         (b'{"format": ' + b"9" * 5000 + b"}", "not JSON"),
         (b"[1]", "not a JSON object"),
-        (b"{}", "format None; this version reads format 1"),
+        (b"{}", "format None; this version reads formats 1 and 2"),
         (b'{"format": 1}', "'files' is missing"),
         (b'{"format": 1, "files": 3}', "damaged"),
         (b" " * ((1 << 20) + 1), "larger than 1048576 bytes"),
@@ -160,7 +169,7 @@ def test_manifest_that_is_none_is_refused(good: Artifact, text: bytes, message: 
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda m: m.update(format=2), "format 2; this version reads format 1"),
+    "another format": (lambda m: m.update(format=3), "format 3; this version reads formats 1 and 2"),
     "format as text": (lambda m: m.update(format="1"), "format '1'"),
     "format as a truth": (lambda m: m.update(format=True), "format True"),
     "no name": (lambda m: m.pop("name"), "'name' is missing"),
@@ -196,7 +205,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "shape too deep": (lambda m: m["inputs"][0].update(shape=[None, *[1] * 8]), "null for the batch"),
     "size of zero": (lambda m: m["inputs"][0].update(shape=[None, 0]), "0 is not a whole number from 1"),
     "size too large": (lambda m: m["inputs"][0].update(shape=[None, (1 << 20) + 1]), "whole number"),
-    "size free": (lambda m: m["inputs"][0].update(shape=[None, None]), "None is not a whole number"),
+    "size free": (
+        lambda m: m["inputs"][0].update(shape=[None, None]),
+        "null for the batch, then 1 to 7 sizes",
+    ),
     "another dtype": (lambda m: m["inputs"][0].update(dtype="float64"), "neither float32 nor int64"),
     "outputs of int64": (
         lambda m: m["outputs"][0].update(dtype="int64", scale=0.0, zero_point=0),
@@ -294,9 +306,10 @@ def test_golden_vectors_beyond_the_limit_are_not_unpacked(
     good: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = encode_golden({"x": np.zeros((1, 64), np.float32)}, {"y": np.zeros((1, 64), np.float32)})
-    monkeypatch.setattr(artifact, "MAX_GOLDEN_BYTES", 511)
+    for module in (artifact, golden):
+        monkeypatch.setattr(module, "MAX_GOLDEN_BYTES", 511)
     with pytest.raises(ArtifactError, match="unpacks to more than 511 bytes"):
-        artifact.decode_golden(data)
+        decode_golden(data)
     with pytest.raises(ArtifactError, match=r"golden\.npz: larger than 511 bytes"):
         good.golden()
 
@@ -304,10 +317,13 @@ def test_golden_vectors_beyond_the_limit_are_not_unpacked(
 @pytest.mark.parametrize("shape", [(1,), (3, 2), (1, 2, 3, 4, 5, 6, 7), (12345, 1)])
 def test_golden_vectors_come_back_as_they_went(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    inputs, outputs = artifact.decode_golden(encode_golden({"a.b": x}, {"y": x[:1]}))
-    assert inputs["a.b"].tobytes() == x.tobytes()
-    assert inputs["a.b"].shape == shape
-    assert outputs["y"].tobytes() == x[:1].tobytes()
+    found = decode_golden(
+        encode_golden({"a.b": x}, {"y": x[:1]}, values={"v": x}, shorter={32: ({"a": x}, {})})
+    )
+    assert found.keys() == {"input", "output", "value", "input-32"}
+    assert found["input"]["a.b"].tobytes() == x.tobytes()
+    assert found["input"]["a.b"].shape == shape
+    assert found["output"]["y"].tobytes() == x[:1].tobytes()
 
 
 # Writing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
-from edgewright_device import Artifact, Port, encode_golden, write_artifact
+from edgewright_device import Artifact, Part, Port, encode_golden, write_artifact
 from edgewright_kernels import plan as ewplan
 from edgewright_kernels import reference
 
@@ -142,6 +143,67 @@ def float_onnx(weight: npt.NDArray[Any], bias: npt.NDArray[Any]) -> bytes:
         [helper.make_tensor_value_info("x", kind, ["N", FEATURES])],
         [helper.make_tensor_value_info("y", kind, ["N", CLASSES])],
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def tiny_in_parts(path: Path, *, onnx_first: bool = False) -> Artifact:
+    """The same layer, its result summed up by ONNX Runtime; or its input summed up before it."""
+    weight, bias = arrays(seed=0)
+    weights = safetensors.numpy.save({"fc.weight": weight, "fc.bias": bias})
+    names = ("x", "m", "y")
+    read, given = names[1:] if onnx_first else names[:2]
+    plan = make_plan(weights)
+    tensors = tuple(replace(t, name={"x": read, "y": given}.get(t.name, t.name)) for t in plan.tensors)
+    program = ewplan.encode(replace(plan, tensors=tensors))
+    x = samples(8)
+    if onnx_first:
+        values = {"x": x, "m": np.cumsum(x, 1, np.float32)}
+        values["y"] = reference.run(plan, weights, {"x": values["m"]})["y"]
+    else:
+        values = {"x": x, "m": reference.run(plan, weights, {"x": x})["y"]}
+        values["y"] = np.cumsum(values["m"], 1, np.float32)
+    size = FEATURES if onnx_first else CLASSES
+    sums = running_sums(*(names[:2] if onnx_first else names[1:]), size)
+    files = ["part-0.onnx", "part-1.bin"] if onnx_first else ["part-0.bin", "part-1.onnx"]
+    return write_artifact(
+        path,
+        name="tiny",
+        producer="tests",
+        targets=("x86-avx2",),
+        inputs=(port("x", FEATURES, X_SCALE),),
+        outputs=(port("y", CLASSES, Y_SCALE),),
+        files={
+            **{f: program if f.endswith("bin") else sums for f in files},
+            "weights.safetensors": weights,
+            "model.onnx": float_onnx(weight, bias),
+            "golden.npz": encode_golden({"x": x}, {"y": values["y"]}, values={"m": values["m"]}),
+        },
+        parts=tuple(
+            Part(file=f, inputs=(a,), outputs=(b,))
+            if f.endswith("bin")
+            else Part(file=f, inputs=(a,), outputs=(b,), operators=("CumSum",), tolerance=1e-4)
+            for f, a, b in zip(files, names[:2], names[1:], strict=True)
+        ),
+    )
+
+
+def running_sums(read: str, given: str, size: int, *, factor: float = 1.0) -> bytes:
+    """An ONNX file that sums up along an axis."""
+    helper, numpy_helper, kind = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("CumSum", [read, "axis"], ["s"]),
+            helper.make_node("Mul", ["s", "factor"], [given]),
+        ],
+        "sums",
+        [helper.make_tensor_value_info(read, kind, ["N", size])],
+        [helper.make_tensor_value_info(given, kind, ["N", size])],
+        [
+            numpy_helper.from_array(np.array(1, np.int64), "axis"),
+            numpy_helper.from_array(np.array(factor, np.float32), "factor"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())

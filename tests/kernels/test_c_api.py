@@ -324,6 +324,15 @@ def test_what_cannot_be_opened_is_a_status_with_a_sentence(library: Library, tmp
     assert library.error() == f"{tmp_path}/pipe/plan.bin: not a file"
 
 
+@pytest.mark.parametrize("first", ["part-0.bin", "part-0.onnx"])
+def test_an_artifact_in_parts_is_refused_in_one_sentence(
+    library: Library, tmp_path: Path, first: str
+) -> None:
+    (tmp_path / first).write_bytes(b"")
+    assert library.open(tmp_path)[0] == UNSUPPORTED
+    assert "some of its operators need ONNX Runtime, which this interface does not use" in library.error()
+
+
 def test_the_last_error_belongs_to_its_thread(library: Library, tmp_path: Path) -> None:
     assert library.open(tmp_path / "first")[0] == IO
     seen: list[str] = []

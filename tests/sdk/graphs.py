@@ -15,12 +15,12 @@ import safetensors.numpy
 from onnx import helper, numpy_helper
 
 from edgewright.calibrate import observe
-from edgewright.exporting import byte_ranges
 from edgewright.graph import onnx_function
 from edgewright.indices import tabulate
 from edgewright.lower import lower
 from edgewright.normalform import normalize
 from edgewright.quantization import Quantized, activations_to_observe, quantize_graph
+from edgewright.weights import byte_ranges
 from edgewright_kernels import Engine, reference
 from edgewright_kernels.plan import Plan, encode
 

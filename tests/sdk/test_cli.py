@@ -27,7 +27,7 @@ from edgewright.models import load_model, save_model
 from edgewright.verification import VerificationReport, verify
 from edgewright_device import Artifact, Runner, Target, detect, target_names
 from edgewright_ota import Repository
-from sdk.graphs import corners_and_more, graph, mlp, normal, saved
+from sdk.graphs import Node, corners_and_more, graph, mlp, normal, saved
 
 X = corners_and_more(8)
 COMMANDS = ("demo", "compress", "distill", "export", "verify", "bench", "targets", "publish")
@@ -202,11 +202,35 @@ def test_export_writes_beside_the_model_what_it_tells(call: Call, files: Path, t
         "targets": [detect().name],
         "size_bytes": made.size_bytes,
         "files": {name: file.size_bytes for name, file in made.files.items()},
+        "notes": [],
+        "parts": [],
     }
     for name, file in made.files.items():
         assert f"│ {name} " in done.out
         assert f" {file.size_bytes:,} " in done.out
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.ew", "told.json"}
+
+
+def test_export_tells_what_falls_back_unless_it_may_not(call: Call, tmp_path: Path) -> None:
+    nodes: list[Node] = [("Gemm", ["x", "w"], "h", {"transB": 1}), ("CumSum", ["h", "axis"], "y", {})]
+    made = graph(nodes, {"x": (6,)}, {"y": (4,)}, {"w": normal(4, 6), "axis": np.int64(1)})
+    saved(made, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=normal(50, 6))
+    command = f"edgewright export {tmp_path}/m.onnx --calibration {tmp_path}/x.npz --target x86-64"
+    refused = call(f"{command} --no-fallback")
+    assert refused.code == 2
+    assert "operator CumSum (node 'cumsum_y')" in refused.err
+    done = call(f"{command} --json {tmp_path}/told.json")
+    note = "ONNX Runtime runs CumSum (node 'cumsum_y'): the native engine has no such operator"
+    assert note in done.out
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["notes"] == [note]
+    assert [p["file"] for p in told["parts"]] == ["part-0.bin", "part-1.onnx"]
+    bench = call(f"edgewright bench {tmp_path}/m.ew --rounds 2 --json -")
+    assert json.loads(bench.out).keys() == {"native", "onnxruntime"}
+    profiled = call(f"edgewright bench {tmp_path}/m.ew --rounds 2 --profile")
+    assert "onnxruntime" in profiled.out
+    assert "CumSum" in profiled.out
 
 
 def test_export_hears_target_recipe_and_base(call: Call, files: Path, tmp_path: Path) -> None:
@@ -230,7 +254,7 @@ def test_an_operator_the_engine_lacks_goes_to_the_backend_that_has_it(
     call: Call, files: Path, tmp_path: Path
 ) -> None:
     common = f"edgewright export {files}/sums.onnx --calibration {files}/x.npz --out {tmp_path}/m.ew"
-    refused = call(common)
+    refused = call(f"{common} --no-fallback")
     assert refused.code == 2
     assert "operator CumSum (node 'cumsum_e')" in refused.err
     assert "onnxruntime" in refused.err

@@ -14,9 +14,10 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
-from edgewright import exporting
+from edgewright import float_onnx, golden
 from edgewright.errors import ExportError
-from edgewright.exporting import export, export_onnx
+from edgewright.exporting import export
+from edgewright.float_onnx import export_onnx
 from edgewright.graph import float_function, onnx_function
 from edgewright.progress import Progress
 from edgewright.recipe import Quantize
@@ -269,7 +270,7 @@ def running_sums_inside(tmp_path: Path) -> Path:
 def test_an_operator_the_engine_lacks_is_named_and_onnxruntime_runs_it(tmp_path: Path) -> None:
     path = running_sums_inside(tmp_path)
     with pytest.raises(ExportError, match=r"operator CumSum \(node 'cumsum_s'\).*backend='onnxruntime'"):
-        export(path, target=TARGET, calibration=X, out=tmp_path / "a.ew")
+        export(path, target=TARGET, calibration=X, out=tmp_path / "a.ew", fallback=False)
     assert not (tmp_path / "a.ew").exists()
     made = export(path, target=TARGET, calibration=X, out=tmp_path / "a.ew", backend="onnxruntime")
     assert "plan.bin" not in made.files
@@ -392,10 +393,10 @@ def test_nothing_of_the_machine_is_in_an_artifact(tmp_path: Path) -> None:
 def test_golden_vectors_of_large_inputs_stay_within_what_a_device_reads(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "GOLDEN_INPUT_BYTES", 3 * 8 * 4 + 1)
+    monkeypatch.setattr(golden, "GOLDEN_BYTES", 3 * 8 * 4 + 1)
     made = export(model, target=TARGET, calibration=X, out=tmp_path / "m.ew")
     assert len(made.golden()[0]["x"]) == 3
-    monkeypatch.setattr(exporting, "GOLDEN_INPUT_BYTES", 0)
+    monkeypatch.setattr(golden, "GOLDEN_BYTES", 0)
     made = export(model, target=TARGET, calibration=X, out=tmp_path / "m.ew")
     assert len(made.golden()[0]["x"]) == 1
 
@@ -469,7 +470,7 @@ def test_an_optimized_graph_that_differs_is_not_written(
         changed.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(bias, "b2"))
         return changed
 
-    monkeypatch.setattr(exporting, "normalize", wrong)
+    monkeypatch.setattr(float_onnx, "normalize", wrong)
     with pytest.raises(ExportError, match=r"the optimized graph differs by .*; nothing was written"):
         export_onnx(model, tmp_path / "out.onnx", optimize=True)
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgewright_device.artifact import TFLITE, Arrays, Artifact
+from edgewright_device.artifact import Artifact
 from edgewright_device.errors import RunnerError
+from edgewright_device.golden import Arrays
+from edgewright_device.manifest import TFLITE
 
 
 class LiteRtBackend:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -47,6 +48,20 @@ _IMAGE = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAv
 NATIVE_OPERATORS = tuple(sorted({*_HANDLERS, *FUNCTIONS, "Gather"}))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What of a QDQ graph the native engine can compute.
+
+    Attributes:
+        given: Results of QuantizeLinear that a program can hold.
+        reasons: Why what a QuantizeLinear reads cannot be computed natively, by the result's name. Where that
+            result is in `given`, a program may take what is read as an input.
+    """
+
+    given: frozenset[str]
+    reasons: Mapping[str, str]
+
+
 def lower(model: onnx.ModelProto, ranges: Mapping[str, ByteRange], weights_bytes: int) -> Plan:
     """Lowers a QDQ graph.
 
@@ -75,6 +90,53 @@ def lower(model: onnx.ModelProto, ranges: Mapping[str, ByteRange], weights_bytes
         arena_bytes=arena_bytes,
         weights_bytes=weights_bytes,
     )
+
+
+def attempt(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> Attempt:
+    """Finds out which values of a QDQ graph the native engine can compute, and which must be handed to it.
+
+    Args:
+        model: The graph, its constants inside.
+        ranges: As for `lower`.
+
+    Raises:
+        ExportError: An input of the graph is of a kind that no program takes.
+    """
+    draft = Draft(model, ranges)
+    for name in draft.graph.inputs:
+        _input(draft, name)
+    twice = draft.graph.infer(2)[0]
+    reasons: dict[str, str] = {}
+    for node in draft.graph.nodes:
+        if node.op_type != "QuantizeLinear" or node.input[0] in draft.graph.constants:
+            continue
+        result = node.output[0]
+        try:
+            _quantized(draft, node)
+            if result in draft.values:
+                continue
+            reason = f"{describe(node)}: what it reads is not quantized"
+        except ExportError as error:
+            reason = str(error).removesuffix(f"; {REMEDY}")
+        reasons[result] = reason
+        draft.values.pop(result, None)
+        once = draft.shapes.get(node.input[0], ())
+        per_sample = len(once) > 1 and twice.get(node.input[0]) == (2, *once[1:]) and once[0] == 1
+        if per_sample and draft.kinds.get(node.input[0]) == onnx.TensorProto.FLOAT:
+            with suppress(ExportError):
+                _enter(draft, node)
+    given = {o for n in draft.graph.nodes if n.op_type == "QuantizeLinear" for o in n.output}
+    return Attempt(given=frozenset(given & draft.values.keys()), reasons=reasons)
+
+
+def _enter(draft: Draft, quantize: onnx.NodeProto) -> None:
+    """Takes what a QuantizeLinear reads as one more input of the program."""
+    source, name = quantize.input[0], quantize.output[0]
+    shape = draft.sample_shape(source)
+    scale, zero_point = draft.grid(quantize)
+    draft.values[source] = Value(draft.add(name=source, dtype="float32", shape=shape), straight(len(shape)))
+    _from_input(draft, source, Result(name=name, shape=shape, scale=scale, zero_point=zero_point))
+    del draft.values[source]
 
 
 def _input(draft: Draft, name: str) -> int:

@@ -1,0 +1,68 @@
+"""weights.safetensors: where each constant lies, and how a graph points there."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+
+import onnx
+import safetensors.numpy
+
+from edgewright.calibrate import Grid
+from edgewright.quantization import BaseGrids
+from edgewright_device import Artifact
+from edgewright_kernels.plan import ByteRange
+
+
+def byte_ranges(weights: bytes) -> dict[str, ByteRange]:
+    """Where each tensor of a safetensors file lies, counted from the start of the file."""
+    (length,) = struct.unpack_from("<Q", weights)
+    header = json.loads(weights[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return {
+        name: ByteRange(offset=8 + length + begin, size=end - begin)
+        for name, (begin, end) in ((n, e["data_offsets"]) for n, e in header.items())
+    }
+
+
+def base_grids(base: Artifact) -> BaseGrids:
+    """The grids that an artifact's QDQ graph and weights use."""
+    model = onnx.load_from_string(base.read("model.onnx"))
+    weights = safetensors.numpy.load(base.read("weights.safetensors"))
+    inline = {
+        i.name: onnx.numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if i.data_location != onnx.TensorProto.EXTERNAL
+    }
+    grids = {
+        node.output[0].removesuffix("_quantized"): Grid(
+            scale=float(inline[node.input[1]]), zero_point=int(inline[node.input[2]])
+        )
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    scales = {n.removesuffix(".scale"): w for n, w in weights.items() if n.endswith(".scale")}
+    return BaseGrids(activations=grids, weights=scales)
+
+
+def with_external_data(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> bytes:
+    """The graph's bytes, with every constant that weights.safetensors holds taken from there."""
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    for tensor in slim.graph.initializer:
+        if tensor.name not in ranges:
+            continue
+        place = ranges[tensor.name]
+        for field in ("raw_data", "float_data", "int32_data", "int64_data"):
+            tensor.ClearField(field)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        del tensor.external_data[:]
+        for key, value in (
+            ("location", "weights.safetensors"),
+            ("offset", str(place.offset)),
+            ("length", str(place.size)),
+        ):
+            tensor.external_data.add(key=key, value=value)
+    data: bytes = slim.SerializeToString(deterministic=True)
+    return data
