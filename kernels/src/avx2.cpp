@@ -1,6 +1,7 @@
 // The AVX2 path. Exact over the full range: vpmaddwd on 16-bit pairs, int8 weights widened as they are
 // loaded. Where the weights themselves prove that 16 bits suffice, vpmaddubsw on bytes instead, which is
 // faster and gives the same bits. Only this file is compiled with -mavx2 -mfma.
+#include "borders256.h"
 #include "depthwise.h"
 #include "elementwise256.h"
 #include "layer_norm256.h"
@@ -192,6 +193,8 @@ const Kernels& avx2_kernels() {
     Kernels made = plain_kernels("avx2");
     made.dense = dense_or_winograd();
     made.depthwise = depthwise_kernel<Avx2Deep>();
+    made.quantize = quantize;
+    made.interleave = interleave;
     made.add = add;
     made.multiply = multiply;
     made.softmax = softmax;

@@ -158,6 +158,8 @@ struct Kernels {
   ConvolutionKernel dense;      // groups = 1; a fully connected layer is one pixel of it
   ConvolutionKernel depthwise;  // groups = channels in = channels out
   void (*quantize)(const float* x, int64_t count, float scale, int32_t zero_point, uint8_t* y);
+  // Three planes of `count` to as many pixels of three bytes.
+  void (*interleave)(const uint8_t* x, int64_t count, uint8_t* y);
   void (*dequantize)(const uint8_t* x, int64_t count, float scale, int32_t zero_point, float* y);
   void (*max_pool)(const Sliding&, const uint8_t* x, uint8_t* y);
   void (*average_pool)(const Sliding&, int32_t zero_point, const Scaling&, const uint8_t* x, uint8_t* y);

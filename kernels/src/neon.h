@@ -186,6 +186,15 @@ inline void quantize(const float* x, int64_t count, float scale, int32_t zero_po
   plain_quantize(x + i, count - i, scale, zero_point, y + i);
 }
 
+// Three planes to pixels.
+inline void interleave(const uint8_t* x, int64_t count, uint8_t* y) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    vst3q_u8(y + 3 * i, {{vld1q_u8(x + i), vld1q_u8(x + count + i), vld1q_u8(x + 2 * count + i)}});
+  }
+  plain_interleave(x, count, i, y);
+}
+
 inline void add(const Addition& op, const uint8_t* a, const uint8_t* b, int64_t count, uint8_t* y) {
   const int64_t ma = op.multiplier[0], mb = op.multiplier[1];
   const int32x2_t by_a = vdup_n_s32(op.multiplier[0]), by_b = vdup_n_s32(op.multiplier[1]);
@@ -217,6 +226,7 @@ inline Kernels arm_kernels(const char* name) {
   table.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise_units,
                      depthwise};
   table.quantize = quantize;
+  table.interleave = interleave;
   table.add = add;
   return table;
 }

@@ -29,6 +29,13 @@ namespace {
   }
 }
 
+// From pixel number `from` on.
+[[maybe_unused]] inline void plain_interleave(const uint8_t* x, int64_t count, int64_t from, uint8_t* y) {
+  for (int64_t i = from; i < count; ++i) {
+    for (int64_t c = 0; c < 3; ++c) y[3 * i + c] = x[c * count + i];
+  }
+}
+
 [[maybe_unused]] inline void plain_dequantize(const uint8_t* x, int64_t count, float scale,
                                               int32_t zero_point, float* y) {
   for (int64_t i = 0; i < count; ++i) y[i] = static_cast<float>(x[i] - zero_point) * scale;
@@ -130,6 +137,7 @@ namespace {
   Kernels table{};
   table.name = name;
   table.quantize = plain_quantize;
+  table.interleave = [](const uint8_t* x, int64_t count, uint8_t* y) { plain_interleave(x, count, 0, y); };
   table.dequantize = plain_dequantize;
   table.max_pool = plain_max_pool;
   table.average_pool = plain_average_pool;

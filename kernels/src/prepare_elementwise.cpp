@@ -108,7 +108,9 @@ Step prepare_quantize(Setup& setup) {
     return {run, blocks.units(), work};
   }
   if (order.size.size() == 2) {  // channels come last: a few pixels of each channel at a time
-    const auto turned = [item](const uint8_t* x, int64_t rows, int64_t columns, uint8_t* to) {
+    const auto turned = [item, interleave = setup.kernels.interleave](const uint8_t* x, int64_t rows,
+                                                                      int64_t columns, uint8_t* to) {
+      if (item == 1 && rows == 3) return interleave(x, columns, to);
       if (item == 1) return transpose(x, rows, columns, columns, to, rows);
       transpose(reinterpret_cast<const int16_t*>(x), rows, columns, columns, reinterpret_cast<int16_t*>(to),
                 rows);

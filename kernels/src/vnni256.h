@@ -3,6 +3,7 @@
 // encoding that its CPUs have.
 #pragma once
 
+#include "borders256.h"
 #include "depthwise.h"
 #include "elementwise256.h"
 #include "layer_norm256.h"
@@ -81,6 +82,8 @@ struct VnniDeep {
   Kernels made = plain_kernels(name);
   made.dense = dense_kernel<VnniTiles>();
   made.depthwise = depthwise_kernel<VnniDeep>();
+  made.quantize = quantize;
+  made.interleave = interleave;
   made.add = add;
   made.multiply = multiply;
   made.softmax = softmax;

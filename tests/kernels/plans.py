@@ -653,6 +653,8 @@ def _embedding(draw: Draw, p: Program) -> int:
 
 
 def _borders(draw: Draw, p: Program) -> int:
+    if draw.number(0, 3) == 0:
+        return p.input("x", (*draw.shape(2, 12), 3), **draw.grid())
     rank = draw.number(1, 6)
     return p.input("x", draw.shape(rank), order=draw.order(rank), **draw.grid())
 

@@ -154,3 +154,12 @@ def test_sums_and_products_of_pairs_leave_by_every_shift(count: int) -> None:
             p.output("sum", added)
             p.output("product", p.multiply(a, b, rescale(first, shift, low, high), draw.zero_point()))
             same_bits_everywhere(p, draw.inputs(p.plan(), 1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_every_size_become_pixels(channels: int) -> None:
+    draw = Draw(channels)
+    for height, width in ((1, 1), (1, 15), (4, 4), (1, 31), (4, 8), (3, 11), (8, 8), (7, 13), (40, 41)):
+        p = Program()
+        p.output("y", p.input("x", (height, width, channels), zero_point=draw.zero_point()))
+        same_bits_everywhere(p, draw.inputs(p.plan(), 2))
