@@ -40,11 +40,15 @@ struct ProductTiles256 {
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->columns;
     if (!fits_high_half(to, 0)) {
+      int32_t all[Rows][kColumns];
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        int32_t all[16];
-        for (int v = 0; v < 2; ++v) _mm256_storeu_si256(reinterpret_cast<__m256i*>(all + 8 * v), acc[r][v]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(all[r]), acc[r][0]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(all[r] + 8), acc[r][1]);
+      }
+      for (int r = 0; r < Rows; ++r) {
         for (int64_t n = 0; n < tile.used; ++n) {
-          tile.y[r * y_stride + n] = requantize_any(all[8 * vector_of(n) + lane_of(n)], to, 0);
+          tile.y[r * y_stride + n] = requantize_any(all[r][8 * vector_of(n) + lane_of(n)], to, 0);
         }
       }
       return;

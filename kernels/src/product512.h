@@ -46,10 +46,14 @@ struct ProductVnni512 : FourByteColumns<Order32, 32> {
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->columns;
     if (!fits_high_half(to, 0)) {
+      int32_t all[Rows][kColumns];
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
-        int32_t all[32];
-        for (int v = 0; v < 2; ++v) _mm512_storeu_si512(all + 16 * v, acc[r][v]);
-        for (int64_t n = 0; n < tile.used; ++n) tile.y[r * y_stride + n] = requantize_any(all[n], to, 0);
+        _mm512_storeu_si512(all[r], acc[r][0]);
+        _mm512_storeu_si512(all[r] + 16, acc[r][1]);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        for (int64_t n = 0; n < tile.used; ++n) tile.y[r * y_stride + n] = requantize_any(all[r][n], to, 0);
       }
       return;
     }
@@ -58,15 +62,22 @@ struct ProductVnni512 : FourByteColumns<Order32, 32> {
         _mm512_set1_epi32(factor.multiplier),
         _mm512_set1_epi64((int64_t{1} << (factor.shift - 1)) + (int64_t{to.zero_point} << factor.shift)),
         _mm512_set1_epi32(factor.shift - 32)};
-    const Bounds bounds = bounds_of(to);
-    const __m512i zero = _mm512_setzero_si512();
+    const __m512i lowest = _mm512_set1_epi8(static_cast<char>(to.low));
+    const __m512i highest = _mm512_set1_epi8(static_cast<char>(to.high));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __mmask32 some = static_cast<__mmask32>((uint64_t{1} << tile.used) - 1);
+    // Two rows at a time; a lone row is its own partner.
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      const __m512i left = _mm512_max_epi32(requantize_lanes(acc[r][0], by), zero);
-      const __m512i right = _mm512_max_epi32(requantize_lanes(acc[r][1], by), zero);
-      const __m256i bytes = _mm256_set_m128i(_mm512_cvtusepi32_epi8(right), _mm512_cvtusepi32_epi8(left));
-      _mm256_mask_storeu_epi8(tile.y + r * y_stride, some, clamp(bytes, bounds));
+    for (int r = 0; r < Rows; r += 2) {
+      const int next = r + 1 < Rows ? r + 1 : r;
+      const __m512i first =
+          _mm512_packs_epi32(requantize_lanes(acc[r][0], by), requantize_lanes(acc[r][1], by));
+      const __m512i second =
+          _mm512_packs_epi32(requantize_lanes(acc[next][0], by), requantize_lanes(acc[next][1], by));
+      __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+      bytes = _mm512_min_epu8(_mm512_max_epu8(bytes, lowest), highest);
+      _mm256_mask_storeu_epi8(tile.y + r * y_stride, some, _mm512_castsi512_si256(bytes));
+      _mm256_mask_storeu_epi8(tile.y + next * y_stride, some, _mm512_extracti64x4_epi64(bytes, 1));
     }
   }
 };

@@ -59,8 +59,10 @@ struct ProductTilesArm {
     const int32x4_t multiplier = vdupq_n_s32(to.multiplier[0]), shift = vdupq_n_s32(-to.shift[0]);
     const int32x4_t zero_point = vdupq_n_s32(to.zero_point);
     const int32_t* start = reinterpret_cast<const int32_t*>(tile.panel);
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const int32x4_t row = vdupq_n_s32(tile.row_start[r]);
+#pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
         const int32x4_t sum = vaddq_s32(vaddq_s32(acc[r][v], row), vld1q_s32(start + 4 * v));
         acc[r][v] = rescaled(sum, multiplier, shift, zero_point);
