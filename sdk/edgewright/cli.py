@@ -16,7 +16,16 @@ from rich.table import Table
 from edgewright.console import DID_NOT_HOLD, JsonOption, console_for, emit, progress_bar, run
 from edgewright.errors import ExportError, PublishError, VerifyError
 from edgewright.progress import OnProgress, Progress
-from edgewright_device import BACKENDS, Artifact, ArtifactError, Runner, Target, detect, target_names
+from edgewright_device import (
+    BACKENDS,
+    Artifact,
+    ArtifactError,
+    Runner,
+    RunnerError,
+    Target,
+    detect,
+    target_names,
+)
 
 app = typer.Typer(
     name="edgewright",
@@ -357,7 +366,7 @@ def verify(
 def bench(
     artifact: ArtifactPath,
     reference: Annotated[
-        Path | None, typer.Option(help="A float .onnx to time beside it, in ONNX Runtime.")
+        Path | None, typer.Option(help="An .onnx to time beside it in ONNX Runtime: float, or QDQ.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in one call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, interleaved.")] = 200,
@@ -374,7 +383,7 @@ def bench(
     ] = None,
     json_to: JsonOption = None,
 ) -> None:
-    """Latency of an artifact on each backend here: paired and interleaved, minimum and median."""
+    """Latency of an artifact on each engine here, paired and interleaved, and how exact each one is."""
     import numpy as np
 
     import edgewright as ew
@@ -389,23 +398,56 @@ def bench(
             raise ArtifactError(f"{artifact}: has no integer program (plan.bin) to profile")
         _profile(opened, rounds, threads, trace, console, json_to)
         return
-    golden = opened.golden()[0]
-    inputs = {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
+    inputs, expected = (
+        {name: np.resize(value, (batch, *value.shape[1:])) for name, value in golden.items()}
+        for golden in opened.golden()
+    )
+    in_order = [p.name for p in opened.outputs]
     can = {"native": opened.native, "onnxruntime": True, "litert": "model.tflite" in opened.files}
-    backends = [b for b in BACKENDS if can.get(b)]
-    calls: dict[str, Any] = {}
-    for backend in backends:
-        runner = Runner(opened, backend=backend, threads=threads)
-        calls[backend] = lambda runner=runner: runner.run(inputs)
+    calls: dict[str, Any] = {}  # each gives the outputs in their order
+    for backend in (b for b in BACKENDS if can.get(b)):
+        try:
+            runner = Runner(opened, backend=backend, threads=threads)
+        except RunnerError as error:
+            if backend == "native":
+                raise
+            console.print(f"left out: {escape(str(error))}")
+            continue
+        calls[backend] = lambda runner=runner: list(map(runner.run(inputs).get, in_order))
+    if "onnxruntime" in calls:
+        calls["onnxruntime, fastest"] = onnx_call(artifact / "model.onnx", inputs, threads=threads)
     if reference:
-        calls["float"] = onnx_call(reference, list(inputs.values()), threads=threads)
+        ordered = [inputs[p.name] for p in opened.inputs]
+        calls["onnx"] = onnx_call(reference, ordered, threads=threads)
+    exact = [expected.get(name) for name in in_order]
+    off = {name: _steps_off(opened, exact, call()) for name, call in calls.items()}
     times = ew.measure(calls, rounds=rounds)
     best = min(t.min_ms for t in times.values())
-    table = Table("backend", "min ms", "median ms", "ratio to the fastest")
+    title = f"{escape(str(artifact))}: batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+    table = Table("engine", "min ms", "median ms", "to the fastest", "off by, steps", title=title)
     for name, time in times.items():
-        table.add_row(name, f"{time.min_ms:.4f}", f"{time.median_ms:.4f}", f"{time.min_ms / best:.2f}")
+        table.add_row(
+            name,
+            f"{time.min_ms:.4f}",
+            f"{time.median_ms:.4f}",
+            f"{time.min_ms / best:.2f}",
+            "" if off[name] is None else f"{off[name]:.3g}",
+        )
     console.print(table)
-    emit(json_to, {name: asdict(time) for name, time in times.items()})
+    console.print(
+        "off by: the largest difference from the exact integer result, in steps of an output's grid"
+    )
+    emit(json_to, {name: asdict(time) | {"steps_off": off[name]} for name, time in times.items()})
+
+
+def _steps_off(artifact: Artifact, exact: list[Any], found: list[Any]) -> float | None:
+    """The largest difference of outputs in steps of their grids; None where they cannot be compared."""
+    import numpy as np
+
+    if [np.shape(e) for e in exact] != [np.shape(f) for f in found]:
+        return None
+    scales = [port.scale or 1.0 for port in artifact.outputs]
+    return max(float(np.abs(f - e).max() / s) for e, f, s in zip(exact, found, scales, strict=True))
 
 
 def _profile(

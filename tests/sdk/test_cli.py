@@ -303,11 +303,36 @@ def test_bench_times_every_backend_and_the_float_model(call: Call, files: Path, 
     )
     assert (done.code, done.err) == (0, "")
     told = json.loads((tmp_path / "told.json").read_text())
-    assert list(told) == ["native", "onnxruntime", "float"]
+    assert list(told) == ["native", "onnxruntime", "onnxruntime, fastest", "onnx"]
     for row in told.values():
         assert 0 < row["min_ms"] <= row["median_ms"]
         assert row["rounds"] == 5
     assert done.out.count(" 1.00 ") >= 1
+    assert "batch 3, 2 threads" in done.out
+
+
+def test_bench_says_how_exact_each_engine_is(call: Call, files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files / "m.ew", tmp_path / "m.ew")
+    bench = f"edgewright bench {tmp_path}/m.ew --rounds 1 --json -"
+    told = json.loads(call(f"{bench} --reference {files}/m.onnx").out)
+    assert told["native"]["steps_off"] == 0
+    assert told["onnxruntime"]["steps_off"] <= 1.01  # its own rounding rule
+    assert 0 < told["onnx"]["steps_off"] < 20  # what quantization costs
+    qdq = json.loads(call(f"{bench} --reference {tmp_path}/m.ew/model.onnx").out)
+    assert qdq["onnx"]["steps_off"] == qdq["onnxruntime, fastest"]["steps_off"]
+    wide = graph([("Gemm", ["x", "w"], "y", {"transB": 1})], {"x": (8,)}, {"y": (5,)}, {"w": normal(5, 8)})
+    other = json.loads(call(f"{bench} --reference {saved(wide, tmp_path / 'wide.onnx')}").out)
+    assert other["onnx"]["steps_off"] is None
+
+
+def test_bench_leaves_out_an_engine_that_is_not_here(
+    call: Call, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = call(f"edgewright bench {files}/m.ew --rounds 1")
+    assert done.code == 0
+    assert "left out: backend 'onnxruntime' is not installed here" in done.out
+    assert "native" in done.out
 
 
 def test_compress_makes_a_program_that_exports_and_verifies(call: Call, files: Path, tmp_path: Path) -> None:
