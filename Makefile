@@ -8,7 +8,8 @@ EDIT   := --no-build-isolation -C build-dir=build/dev -e
 OUT    ?= out
 
 CPP      := $(wildcard kernels/src/*.cpp kernels/src/*.h)
-CPP_MORE := $(wildcard kernels/examples/*.c tests/kernels/native/*.cpp tests/kernels/native/fuzz/*)
+CPP_MORE := $(wildcard kernels/examples/*.c tests/kernels/native/*.cpp tests/kernels/native/fuzz/* \
+                       benchmarks/*.c benchmarks/*.cpp)
 BUILD    := CMakeLists.txt kernels/src/CMakeLists.txt $(CPP)
 SETTINGS := pyproject.toml constraints.txt
 CMAKE    := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S kernels
@@ -92,7 +93,7 @@ studio: .stamps/dev ## open the desktop studio
 screenshots: .stamps/dev ## draw the studio's pictures in docs/images anew
 	$(BIN)/python -m pytest tests/studio/test_screenshots.py --update-screenshots
 
-bench: bench-int8 ## INT8 inference against its peers (some minutes)
+bench: bench-int8 ## INT8 inference against its peers (some ten minutes)
 
 bench-%: .stamps/dev ## benchmarks/NAME.py: one measurement, written to benchmarks/results
 	$(BIN)/python benchmarks/$*.py

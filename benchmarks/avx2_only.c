@@ -18,7 +18,6 @@
 #define ARCH_SET_CPUID 0x1012
 #endif
 
-
 static uint32_t bits(int count, const int* numbers) {
   uint32_t all = 0;
   for (int i = 0; i < count; ++i) all |= UINT32_C(1) << numbers[i];
@@ -26,16 +25,19 @@ static uint32_t bits(int count, const int* numbers) {
 }
 #define BITS(...) bits(sizeof((int[]){__VA_ARGS__}) / sizeof(int), (int[]){__VA_ARGS__})
 
+// Clears, in the answer (eax, ebx, ecx, edx), what Intel's Software Developer's Manual, volume 2A, names at
+// CPUID.
 static void hide(uint32_t leaf, uint32_t subleaf, uint32_t* answer) {
   if (leaf == 7 && subleaf == 0) {
-    answer[1] &= ~BITS(16, 17, 21, 26, 27, 28, 30, 31);        // AVX-512 F DQ IFMA PF ER CD BW VL
-    answer[2] &= ~BITS(1, 6, 11, 12, 14);                      // VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
-    answer[3] &= ~BITS(2, 3, 8, 22, 23, 24, 25);               // 4VNNIW, 4FMAPS, VP2INTERSECT, AMX, FP16
+    answer[1] &= ~BITS(16, 17, 21, 26, 27, 28, 30, 31);  // AVX-512 F DQ IFMA PF ER CD BW VL
+    answer[2] &= ~BITS(1, 6, 8, 11, 12, 14);             // VBMI, VBMI2, GFNI, VNNI, BITALG, VPOPCNTDQ
+    answer[3] &= ~BITS(2, 3, 8, 22, 23, 24, 25);         // 4VNNIW, 4FMAPS, VP2INTERSECT, AMX, FP16
   } else if (leaf == 7 && subleaf == 1) {
-    answer[0] &= ~BITS(4, 5, 21, 23);                          // AVX-VNNI, BF16, AMX-FP16, AVX-IFMA
-    answer[3] &= ~BITS(4, 5, 8, 10, 19);                       // AVX-VNNI-INT8 and -INT16, NE-CONVERT, AMX, AVX10
+    answer[0] &= ~BITS(4, 5, 21, 23);  // AVX-VNNI, AVX-512 BF16, AMX-FP16, AVX-IFMA
+    answer[3] &=
+        ~BITS(4, 5, 8, 10, 19, 21);  // AVX-VNNI-INT8, NE-CONVERT, AMX-COMPLEX, VNNI-INT16, AVX10, APX
   } else if (leaf == 0xD && subleaf == 0) {
-    answer[0] &= ~BITS(5, 6, 7, 17, 18);                       // the state of AVX-512 and AMX
+    answer[0] &= ~BITS(5, 6, 7, 17, 18, 19);  // the state of AVX-512, AMX and APX
   }
 }
 
@@ -43,8 +45,8 @@ static void on_fault(int number, siginfo_t* info, void* context) {
   (void)info;
   greg_t* registers = ((ucontext_t*)context)->uc_mcontext.gregs;
   const uint8_t* at = (const uint8_t*)registers[REG_RIP];
-  if (at[0] != 0x0F || at[1] != 0xA2) {  // not cpuid: a real fault, which ends the process
-    signal(number, SIG_DFL);
+  if (registers[REG_TRAPNO] != 13 || at[0] != 0x0F || at[1] != 0xA2) {  // not a refused cpuid: a real fault,
+    signal(number, SIG_DFL);                                            // which ends the process
     return;
   }
   const uint32_t leaf = (uint32_t)registers[REG_RAX], subleaf = (uint32_t)registers[REG_RCX];
@@ -60,13 +62,14 @@ static void on_fault(int number, siginfo_t* info, void* context) {
   registers[REG_RIP] += 2;
 }
 
+// Threads started later inherit both.
 __attribute__((constructor)) static void begin(void) {
   struct sigaction action = {0};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   sigaction(SIGSEGV, &action, NULL);
   if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0UL) != 0) {
-    fputs("avx2_only: this CPU or kernel cannot fault on cpuid\n", stderr);
+    fputs("this CPU or kernel cannot fault on cpuid\n", stderr);
     exit(1);
   }
 }

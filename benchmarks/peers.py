@@ -1,4 +1,4 @@
-"""The peers of the INT8 benchmark: the files each one reads, and whether its integers are exact."""
+"""The peers of the INT8 benchmark: the files each one reads, and how it is started."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,16 @@ import onnx
 import torch
 from ncnn_file import ncnn_files
 from onnx import numpy_helper
-from race import Entry, entry, started
+from race import Entry, entry
+from settings import Setting
 from tflite_file import tflite_bytes
 from torch import nn
 
 import edgewright as ew
-from edgewright_device import Artifact, Runner
-from edgewright_kernels import cpu_paths
+from edgewright_device import Artifact
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS = "Edgewright"
 # Engines that the product does not need, in an environment of their own.
 SIDE = {"ncnn": "1.0.20261020", "numpy": "2.4.6", "openvino": "2026.4.1"}
 
@@ -55,27 +57,51 @@ class Files:
     ncnn: Path | None
 
 
-def write_files(
-    module: nn.Module, samples: Mapping[str, npt.NDArray[np.float32]], folder: Path, name: str
-) -> Files:
-    """Exports a module once and writes every form of it.
+def write_float(
+    module: nn.Module, samples: Mapping[str, npt.NDArray[Any]], path: Path
+) -> dict[str, npt.NDArray[Any]]:
+    """Writes a module as a float .onnx file, simplified.
 
     Args:
         module: Its weights drawn.
-        samples: Calibration data, by the names of forward's arguments; the first sample is what is raced on.
-        folder: An empty directory.
+        samples: Some input, by the names of forward's arguments.
+        path: To write.
+
+    Returns:
+        The samples by the names of the graph's inputs.
+    """
+    example = tuple(torch.from_numpy(v[:2]) for v in samples.values())
+    ew.export_onnx(module, path, example_inputs=example, optimize=True)
+    inputs = onnx.load(path, load_external_data=False).graph.input
+    return dict(zip((i.name for i in inputs), samples.values(), strict=True))
+
+
+def write_files(
+    fp32: Path,
+    samples: Mapping[str, npt.NDArray[Any]],
+    folder: Path,
+    *,
+    name: str,
+    quantize: ew.Quantize,
+) -> Files:
+    """Exports a network once and writes every form of it.
+
+    Args:
+        fp32: The float network, .onnx.
+        samples: Calibration data, by the names of its inputs; the first sample is what is raced on.
+        folder: Where to write; made.
         name: Of the network.
+        quantize: How it becomes integers.
 
     Raises:
         edgewright.ExportError: The native engine cannot run it.
     """
-    fp32 = folder / "fp32.onnx"
-    example = tuple(torch.from_numpy(v[:2]) for v in samples.values())
-    ew.export_onnx(module, fp32, example_inputs=example, optimize=True)
+    folder.mkdir()
     float_graph = onnx.load(fp32)
-    inputs = dict(zip((i.name for i in float_graph.graph.input), samples.values(), strict=True))
-    artifact = ew.export(fp32, target="x86-avx2", calibration=inputs, out=folder / f"{name}.ew")
-    np.savez(folder / "inputs.npz", allow_pickle=False, **{n: v[:1] for n, v in inputs.items()})
+    artifact = ew.export(
+        fp32, target="x86-avx2", calibration=samples, out=folder / f"{name}.ew", quantize=quantize
+    )
+    np.savez(folder / "inputs.npz", allow_pickle=False, **{n: v[:1] for n, v in samples.items()})
     qdq = onnx.load(artifact.path / "model.onnx")  # with its weights inside
     onnx.save(qdq, folder / "u8s8.onnx")
     onnx.save(unsigned_weights(qdq), folder / "u8u8.onnx")
@@ -100,7 +126,7 @@ def write_files(
         fp32=fp32,
         u8s8=folder / "u8s8.onnx",
         u8u8=folder / "u8u8.onnx",
-        dynamic=_dynamic(fp32, folder / "dynamic.onnx") if _has_products(float_graph) else None,
+        dynamic=dynamic(fp32, folder / "dynamic.onnx") if _has_products(float_graph) else None,
         tflite_fp32=translated(folder / "fp32.tflite", lambda p: p.write_bytes(tflite_bytes(float_graph))),
         tflite_int8=translated(folder / "int8.tflite", lambda p: p.write_bytes(tflite_bytes(qdq))),
         ncnn=translated(folder / "ncnn.param", write_ncnn),
@@ -113,7 +139,8 @@ def _has_products(graph: onnx.ModelProto) -> bool:
     return "Conv" not in kinds and bool({"MatMul", "Gemm"} & set(kinds))
 
 
-def _dynamic(fp32: Path, path: Path) -> Path:
+def dynamic(fp32: Path, path: Path) -> Path:
+    """Writes the .onnx file of ONNX Runtime's own dynamic quantization, int8 weights per channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(fp32, path, per_channel=True, weight_type=QuantType.QInt8)
@@ -140,32 +167,42 @@ def unsigned_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def entries(files: Files, side: str | None) -> list[Entry]:
-    """All that can run these files: Edgewright on every SIMD path of this CPU, then the peers.
+def entries(files: Files, setting: Setting, side: str | None, *, threads: int = 1) -> list[Entry]:
+    """All that can run these files: Edgewright on each of its paths, then the peers.
 
     Args:
         files: Of one network.
+        setting: What they may use.
         side: The Python of the side environment, if it is there.
+        threads: Of each.
     """
-    paths = [p for p in cpu_paths() if p != "scalar"]
-    found = [
-        entry(f"Edgewright {p}", "edgewright", files.artifact.path, files.inputs, EDGEWRIGHT_CPU=p)
-        for p in paths
-    ]
+
+    def one(name: str, engine: str, path: Path, python: str = sys.executable, **environment: str) -> Entry:
+        return entry(
+            name,
+            engine,
+            path,
+            files.inputs,
+            threads=threads,
+            python=python,
+            environment=dict(setting.environment) | environment,
+        )
+
+    found = [one(f"{OURS} {p}", "edgewright", files.artifact.path, EDGEWRIGHT_CPU=p) for p in setting.paths]
     found += [
-        entry("ONNX Runtime FP32", "onnxruntime", files.fp32, files.inputs),
-        entry("ONNX Runtime u8s8", "onnxruntime", files.u8s8, files.inputs),
-        entry("ONNX Runtime u8u8", "onnxruntime", files.u8u8, files.inputs),
+        one("ONNX Runtime FP32", "onnxruntime", files.fp32),
+        one("ONNX Runtime u8s8", "onnxruntime", files.u8s8),
+        one("ONNX Runtime u8u8", "onnxruntime", files.u8u8),
     ]
     if files.dynamic is not None:
-        found.append(entry("ONNX Runtime dynamic", "onnxruntime", files.dynamic, files.inputs))
+        found.append(one("ONNX Runtime dynamic", "onnxruntime", files.dynamic))
     for name, path in (("LiteRT FP32", files.tflite_fp32), ("LiteRT INT8", files.tflite_int8)):
         if path is not None:
-            found.append(entry(name, "litert", path, files.inputs))
+            found.append(one(name, "litert", path))
     if side is not None:
-        found.append(entry("OpenVINO INT8", "openvino", files.u8s8, files.inputs, python=side))
+        found.append(one("OpenVINO INT8", "openvino", files.u8s8, side))
         if files.ncnn is not None:
-            found.append(entry("ncnn INT8", "ncnn", files.ncnn, files.inputs, python=side))
+            found.append(one("ncnn INT8", "ncnn", files.ncnn, side))
     return found
 
 
@@ -183,65 +220,3 @@ def side_python() -> str | None:
             return None
         stamp.write_text("\n".join(wanted), "utf-8")
     return str(python)
-
-
-# Exactness
-
-PROBE_TERMS = 512
-PROBE_OUTPUTS = 32
-
-
-class Probe(nn.Module):
-    """One of each multiplying operator, side by side, with weights that are all extreme.
-
-    A third of the output channels has the largest weight throughout, a third the smallest, and the rest draw
-    between the two: partial sums grow as large as they can.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(32, PROBE_OUTPUTS, 3, padding=1)
-        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
-        self.pointwise = nn.Conv2d(32, PROBE_OUTPUTS, 1)
-        self.linear = nn.Linear(PROBE_TERMS, PROBE_OUTPUTS)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for part in (self.convolution, self.depthwise, self.pointwise, self.linear):
-                sign = torch.randint(0, 2, part.weight.shape, generator=generator) * 2.0 - 1.0
-                third = len(sign) // 3
-                sign[:third], sign[third : 2 * third] = 1.0, -1.0
-                part.weight.copy_(sign)
-                part.bias.zero_()  # type: ignore[union-attr]
-
-    def forward(self, image: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Outputs of the four operators."""
-        return self.convolution(image), self.depthwise(image), self.pointwise(image), self.linear(vector)
-
-
-def probe_samples() -> dict[str, npt.NDArray[np.float32]]:
-    """Two samples whose values are the lowest or the highest integer: half drawn, half the highest."""
-    random = np.random.default_rng(0)
-    image = random.integers(0, 2, (2, 32, 12, 12)).astype(np.float32)
-    vector = random.integers(0, 2, (2, PROBE_TERMS)).astype(np.float32)
-    image[..., :6], vector[:, : PROBE_TERMS // 2] = 1.0, 1.0
-    return {"image": image, "vector": vector}
-
-
-def steps_off(folder: Path, side: str | None) -> dict[str, float]:
-    """By peer: the largest difference from the exact integer result of the probe, in steps of the output.
-
-    One step is the freedom of a peer's rounding rule; more is arithmetic that went wrong. Peers that
-    calculate in float are not asked.
-    """
-    files = write_files(Probe(), probe_samples(), folder, "probe")
-    with np.load(files.inputs) as archive:
-        exact = Runner(files.artifact, backend="reference").run(dict(archive))
-    scales = {p.name: p.scale for p in files.artifact.outputs}
-    off: dict[str, float] = {}
-    with started([e for e in entries(files, side) if "FP32" not in e.name]) as contestants:
-        for contestant in contestants:
-            found = contestant.save(folder / "outputs.npz")
-            off[contestant.name] = max(
-                float(np.abs(found[name] - value).max() / scales[name]) for name, value in exact.items()
-            )
-    return off

@@ -1,4 +1,4 @@
-"""A race: contestants in processes of their own take turns on one core, round by round.
+"""A race: contestants in processes of their own take turns on the same cores, round by round.
 
 What else the machine does disturbs all of them alike, so the ratios hold where single times do not.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 HERE = Path(__file__).parent
-TURN_NS = 10e6  # a turn holds calls for about this long, one at least
-MOST_CALLS = 100
-LEAST_ROUNDS = 15
+TURN_NS = 10e6  # a turn counts calls for about this long
+LEAST_CALLS, MOST_CALLS = 2, 100
+LEAST_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +50,22 @@ def entry(
     *,
     threads: int = 1,
     python: str = sys.executable,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Entry:
     """An engine of `contestant.py`, run by the Python that has it."""
     command = (python, str(HERE / "contestant.py"), engine, str(model), str(inputs), str(threads))
-    return Entry(name=name, command=command, environment=environment)
+    return Entry(
+        name=name, command=command, environment={"OMP_NUM_THREADS": str(threads)} | dict(environment or {})
+    )
 
 
 class Contestant:
-    """A started entry."""
+    """A started entry, which stands still, all its threads, except while it is asked.
+
+    A worker thread that looks out for the next call, as many engines let theirs do for a while, so takes
+    nothing from the contestant after it, and the next call finds it looking out, as where calls follow one
+    another.
+    """
 
     def __init__(self, entry: Entry) -> None:
         self.name = entry.name
@@ -66,11 +74,13 @@ class Contestant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(entry.environment),
+            env=os.environ | dict(entry.environment),
         )
         while (line := self._process.stdout.readline()) != "ready\n":  # type: ignore[union-attr]
             if not line:
+                self.end()
                 raise RuntimeError(f"{entry.name} did not start: {' '.join(entry.command)}")
+        self._hold()
 
     def run(self, count: int) -> list[int]:
         """Nanoseconds of each of `count` calls."""
@@ -86,12 +96,23 @@ class Contestant:
     def _ask(self, line: str) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
         answer: str = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self.name} ended in the middle of a race")
+        self._hold()
         return answer
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def _hold(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)  # until the last thread stands
 
     def end(self) -> None:
         """Ends the process."""
@@ -104,13 +125,13 @@ def started(entries: Sequence[Entry], cores: int = 1) -> Iterator[list[Contestan
     """The contestants, all held to the same last cores of this machine.
 
     Where the user may, they go before all else that wants these cores: on a busy machine an engine would
-    otherwise be stopped in the middle of nearly every call.
+    otherwise be stopped in the middle of nearly every call. On all cores at once, Linux still leaves the rest
+    a twentieth of the time.
     """
     allowed, policy, priority = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
     os.sched_setaffinity(0, set(sorted(allowed)[-cores:]))  # which they inherit, as they do what follows
-    if len(allowed) > cores:
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     running: list[Contestant] = []
     try:
         running.extend(map(Contestant, entries))
@@ -146,22 +167,22 @@ class Times:
 def race(
     contestants: Sequence[Contestant], *, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> dict[str, Times]:
-    """Lets the contestants take turns for about so many seconds, 15 rounds at least.
+    """Lets the contestants take turns for about so many seconds, 10 rounds at least.
 
-    The first calls of each turn, a tenth of them, are not counted: what ran before has left its own data in
-    the caches.
+    The first calls of each turn, a tenth of them and one at least, are not counted: what ran before has left
+    its own data in the caches, and the measured use is one call after another.
     """
     counts = {}
     for contestant in contestants:
         contestant.run(1)
-        counts[contestant.name] = int(np.clip(TURN_NS / min(contestant.run(3)), 1, MOST_CALLS))
+        counts[contestant.name] = int(np.clip(TURN_NS / min(contestant.run(3)), LEAST_CALLS, MOST_CALLS))
     rounds: dict[str, list[tuple[int, ...]]] = {c.name: [] for c in contestants}
     end = clock() + seconds
     done = 0
     while done < LEAST_ROUNDS or clock() < end:
         for contestant in contestants:
             count = counts[contestant.name]
-            warm = -(-count // 10) if count > 1 else 0
+            warm = -(-count // 10)
             rounds[contestant.name].append(tuple(contestant.run(count + warm)[warm:]))
         done += 1
     return {name: Times(tuple(r)) for name, r in rounds.items()}

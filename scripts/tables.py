@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
+from where import where
+
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"(<!-- table: (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -67,114 +70,20 @@ def demo(result: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Median (lowest to highest) of {len(rows)} seeds; latency: medians of interleaved calls, batch 1, "
-        f"one thread. {_where(result)}"
+        f"one thread. {where(result)}"
     )
     return "\n".join(lines) + "\n"
-
-
-def int8(result: dict[str, Any]) -> str:
-    """Latency of each network on each engine; whose integers are exact; how much of the CPU is used."""
-    titles = {
-        "bert-base": "BERT-base shape, 128 tokens",
-        "minilm": "MiniLM-L6, 128 tokens",
-        "resnet50": "ResNet-50",
-        "mobilenetv2": "MobileNetV2",
-        "resnet8": "ResNet8",
-        "ds-cnn": "DS-CNN",
-    }
-    return _race(result, titles)
-
-
-def int8_gemm(result: dict[str, Any]) -> str:
-    """The same of single matrix products."""
-    models = dict.fromkeys(r["model"] for r in result["rows"] if r["model"].startswith("gemm-"))
-    return _race(result, {m: m.removeprefix("gemm-") for m in models})
-
-
-def _race(result: dict[str, Any], titles: dict[str, str]) -> str:
-    rows = [r for r in result["rows"] if r["model"] in titles]
-    models = [m for m in titles if any(r["model"] == m for r in rows)]
-    engines = list(dict.fromkeys(r["peer"] for r in rows))
-    cells = {(r["peer"], r["model"]): r for r in rows}
-    claims = {c["id"]: c for c in result["claims"]}
-    best = {
-        m: min((r for r in rows if r["model"] == m), key=lambda r: float(r["min_ms"]))["peer"] for m in models
-    }
-
-    def cell(engine: str, model: str) -> str:
-        row = cells.get((engine, model))
-        if row is None:
-            return ""
-        fastest = f"{row['min_ms']:.3g}"
-        return f"{f'**{fastest}**' if best[model] == engine else fastest} ({row['median_ms']:.3g})"
-
-    def exact(engine: str) -> str:
-        found = {r["exact"] for r in rows if r["peer"] == engine}
-        return "float" if found == {None} else "yes" if found == {True} else "no"
-
-    def claimed(kind: str, model: str, form: Callable[[dict[str, Any]], str]) -> str:
-        claim = claims.get(f"{kind}.{model}")
-        return "" if claim is None else form(claim)
-
-    lines = [
-        f"| engine | exact | {' | '.join(titles[m] for m in models)} |",
-        f"|---|---|{'---:|' * len(models)}",
-    ]
-    lines += [f"| {e} | {exact(e)} | {' | '.join(cell(e, m) for m in models)} |" for e in engines]
-    lines.append(
-        f"| best peer over Edgewright | | {' | '.join(claimed('ratio', m, _spread) for m in models)} |"
-    )
-    goals = [claimed("ratio", m, _goal) for m in models]
-    if any(goals):
-        lines.append(f"| at least | | {' | '.join(goals)} |")
-    shares = [claimed("roofline", m, lambda c: f"{100 * c['value']:.0f} %") for m in models]
-    lines.append(f"| share of what the core can multiply | | {' | '.join(shares)} |")
-    caption = (
-        "Milliseconds for one sample on one thread: the fastest call, and the median in brackets. All take "
-        "turns on one core in one run; ratios are of the fastest calls, and in brackets of the rounds "
-        "without the outer tenths. Exact: single operators on extreme values give the exact integers on this "
-        f"CPU, up to one step of rounding. {_where(result)}"
-    )
-    return "\n".join((*lines, "", caption)) + "\n"
-
-
-def int8_figures(result: dict[str, Any]) -> str:
-    """The engine's other figures."""
-    lines = ["| figure | value | goal | |", "|---|---:|---:|---|"]
-    for claim in result["claims"]:
-        if not claim["id"].startswith(("ratio.", "roofline.")):
-            goal = "" if claim["goal"] is None else f"{claim['goal']:g} {claim['unit']}"
-            verdict = {None: "", True: "reached", False: "not reached"}[claim["reached"]]
-            lines.append(f"| {claim['what']} | {claim['value']:.3g} {claim['unit']} | {goal} | {verdict} |")
-    return "\n".join((*lines, "", _where(result))) + "\n"
-
-
-def _spread(claim: dict[str, Any]) -> str:
-    low, high = claim["interval"]
-    return f"{claim['value']:.2f}x ({low:.2f} to {high:.2f})"
-
-
-def _goal(claim: dict[str, Any]) -> str:
-    if claim["goal"] is None:
-        return ""
-    return f"{claim['goal']:.1f}x: {'reached' if claim['reached'] else 'not reached'}"
-
-
-def _where(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    return (
-        f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, "
-        f"Python {machine['python']}, {versions}."
-    )
 
 
 # The tables, and the results each is made of.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo": ("demo", demo),
-    "int8": ("int8", int8),
-    "int8-gemm": ("int8", int8_gemm),
-    "int8-figures": ("int8", int8_figures),
+    "int8": ("int8", whole),
+    "int8-all": ("int8", whole_all),
+    "int8-threads": ("int8", whole_threads),
+    "int8-gemm": ("int8", gemm),
+    "int8-depthwise": ("int8", depthwise),
+    "int8-figures": ("int8", figures),
 }
 
 
