@@ -63,7 +63,7 @@ struct Avx2 : Tiles256 {
   }
 
   template <int Rows, int Vectors>
-  static void pairs(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
+  [[gnu::always_inline]] static void pairs(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
     const uint8_t* weight = weights<Vectors>(tile);
     const uint8_t* x = tile.x;
     const int64_t stride = tile.stride;
@@ -85,7 +85,7 @@ struct Avx2 : Tiles256 {
 
   // Eight terms at a time, two vpmaddubsw added in 16 bits; an odd last four on its own.
   template <int Rows, int Vectors>
-  static void eights(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
+  [[gnu::always_inline]] static void eights(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
     const __m256i ones = _mm256_set1_epi16(1);
     const uint8_t* weight = weights<Vectors>(tile);
     const uint8_t* x = tile.x;

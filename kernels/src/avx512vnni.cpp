@@ -41,6 +41,8 @@ inline __m512i requantize_lanes(__m512i acc, const Channels<16>& by) {
 }
 
 // Tiles of 12 rows by 32 channels, 24 accumulators.
+// What works on accumulators has to be inlined: a function that is called takes them from memory, where they
+// would then stay throughout.
 struct Tiles512 {
   static constexpr int kLanes = 16, kRows = 12;
   static constexpr bool kWidens = false;
@@ -80,7 +82,8 @@ struct Tiles512 {
   }
 
   template <int Rows, int Vectors>
-  static void finish(const Tile& tile, const Channels<16>* channels, const __m512i (&acc)[Rows][Vectors]) {
+  [[gnu::always_inline]] static void finish(const Tile& tile, const Channels<16>* channels,
+                                            const __m512i (&acc)[Rows][Vectors]) {
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->at.out_channels;
     const Way way = reinterpret_cast<const PanelHead*>(tile.panel)->way;
@@ -106,7 +109,8 @@ struct Tiles512 {
   }
 
   template <int Rows, int Vectors, class Requantize>
-  static void put(const Tile& tile, const __m512i (&acc)[Rows][Vectors], Requantize requantize) {
+  [[gnu::always_inline]] static void put(const Tile& tile, const __m512i (&acc)[Rows][Vectors],
+                                         Requantize requantize) {
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->at.out_channels;
     const __m256i low = _mm256_set1_epi8(static_cast<char>(to.low));

@@ -15,13 +15,15 @@ inline __m256i four_of(const uint8_t* x) {
   return _mm256_set1_epi32(four);
 }
 
+// What works on accumulators has to be inlined: a function that is called takes them from memory, where they
+// would then stay throughout.
 struct Tiles256 {
   static constexpr int kLanes = 8, kRows = 6;
 
   static Place place(int64_t channel) { return {vector_of(channel), lane_of(channel)}; }
 
   template <int Rows, int Vectors>
-  static void begin(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
+  [[gnu::always_inline]] static void begin(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
     const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -37,7 +39,7 @@ struct Tiles256 {
 
   // Dot::add(acc, x, w): each int32 lane gains the product of its four terms.
   template <class Dot, int Rows, int Vectors>
-  static void fours(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
+  [[gnu::always_inline]] static void fours(const Tile& tile, __m256i (&acc)[Rows][Vectors]) {
     const uint8_t* weight = weights<Vectors>(tile);
     const uint8_t* x = tile.x;
     const int64_t stride = tile.stride;
@@ -58,7 +60,7 @@ struct Tiles256 {
   }
 
   template <int Rows, int Vectors>
-  static void finish(const Tile& tile, const __m256i (&acc)[Rows][Vectors]) {
+  [[gnu::always_inline]] static void finish(const Tile& tile, const __m256i (&acc)[Rows][Vectors]) {
     const auto* head = reinterpret_cast<const PanelHead*>(tile.panel);
     const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
     const Scaling& to = tile.op->scaling;
@@ -87,7 +89,8 @@ struct Tiles256 {
   }
 
   template <int Rows, int Vectors, class Requantize>
-  static void put(const Tile& tile, const __m256i (&acc)[Rows][Vectors], Requantize requantize) {
+  [[gnu::always_inline]] static void put(const Tile& tile, const __m256i (&acc)[Rows][Vectors],
+                                         Requantize requantize) {
     const Bounds bounds = bounds_of(tile.op->scaling);
     const int64_t y_stride = tile.op->at.out_channels;
 #pragma GCC unroll 8
