@@ -194,7 +194,7 @@ class _Mover:
             self.nodes.append(node)
             self.place.update(dict.fromkeys((o for o in node.output if o), FRONT))
             return
-        if node.op_type in FUNCTIONS or node.op_type == "Cast":
+        if node.op_type in FUNCTIONS or node.op_type in {"Cast", "QuantizeLinear", "DequantizeLinear"}:
             place = self._aligned(node, moving)
         elif node.op_type in {"Softmax", "LayerNormalization", "LogSoftmax"}:
             place = places[0]

@@ -204,9 +204,12 @@ def _save_compressed(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="A .pt2 program or a float .onnx file.", metavar="MODEL")],
+    model: Annotated[
+        Path, typer.Argument(help="A .pt2 program, or an .onnx file, float or QDQ.", metavar="MODEL")
+    ],
     calibration: Annotated[
-        Path | None, typer.Option(help=".npz with x, or with an array for each input.")
+        Path | None,
+        typer.Option(help=".npz with x, or with an array for each input; a QDQ file may do without."),
     ] = None,
     target: TargetOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; beside the model if left out.")] = None,
@@ -244,8 +247,6 @@ def export(
             console.print(f"optimized; largest difference on random inputs {written.largest_error:.2g}")
         emit(json_to, asdict(written) | {"path": str(written.path)})
         return
-    if calibration is None:
-        raise typer.BadParameter("an INT8 artifact needs samples to calibrate on", param_hint="--calibration")
     if optimize:
         raise typer.BadParameter("an artifact is always optimized; --optimize is for --format onnx")
     notes: list[str] = []
@@ -253,7 +254,7 @@ def export(
         artifact = ew.export(
             model,
             target=Target.load(target) if target else detect(),
-            calibration=_samples(calibration),
+            calibration=_samples(calibration) if calibration else None,
             out=out or model.with_suffix(".ew"),
             base=Artifact.open(base) if base else None,
             quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,

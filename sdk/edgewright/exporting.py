@@ -20,8 +20,10 @@ from edgewright.golden import golden_inputs, golden_of_parts
 from edgewright.graph import float_graph, onnx_function
 from edgewright.indices import tabulate
 from edgewright.lower import lower
+from edgewright.normalform import normalize
 from edgewright.parts import GraphPart, partition
 from edgewright.progress import OnProgress, Progress
+from edgewright.qdq import Given, is_quantized, read_quantized
 from edgewright.quantization import Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
 from edgewright.samples import (
@@ -29,9 +31,12 @@ from edgewright.samples import (
     Samples,
     as_tuple,
     calibration_samples,
+    drawn_samples,
     example_of,
 )
+from edgewright.telling import telling_samples
 from edgewright.weights import base_grids, byte_ranges, with_external_data
+from edgewright.widening import split_wide
 from edgewright.wiring import check_ports
 from edgewright_device import Artifact, Part, Port, Target, check_place, encode_golden, write_artifact
 from edgewright_kernels import Engine, KernelError
@@ -48,7 +53,7 @@ def export(
     example_inputs: Any = None,
     *,
     target: Target | str,
-    calibration: Any,
+    calibration: Any = None,
     out: str | os.PathLike[str],
     base: Artifact | None = None,
     quantize: Quantize | None = None,
@@ -58,6 +63,9 @@ def export(
 ) -> Artifact:
     """Quantizes a model to INT8 and writes it as an artifact.
 
+    A model that is quantized already, as a QDQ graph (by ONNX Runtime's `quantize_static`, by torchao's
+    pt2e), keeps its integers; what it leaves in floating point is quantized here.
+
     Args:
         model: A module, or the path of a `.pt2` program or an `.onnx` file. Batch first; inputs of float32,
             or of int64 for row numbers of tables (tokens) and masks of 0 and 1. All other sizes are fixed,
@@ -66,7 +74,7 @@ def export(
         target: What will run it.
         calibration: Samples like those the model will see: an array (samples, ...); a mapping of such arrays
             by input name; or batches, each an array or (inputs, labels), such as `Data.train`. The first
-            1,024 samples are used.
+            1,024 samples are used. A model that is quantized in every part does without.
         out: The directory to write, `NAME.ew`; NAME becomes the model's name. An artifact there is replaced.
         base: The artifact now on the devices: its grids are kept where they still fit, so an update is small.
         quantize: How activation ranges are chosen (a recipe's `quantize`); min-max if left out.
@@ -100,25 +108,38 @@ def export(
 
     report(Progress(step="trace", done=0, total=1))
     if isinstance(model, str | os.PathLike):
-        graph = float_graph(Path(model))
+        raw = float_graph(Path(model), slim=False)
     else:
-        graph = float_graph(
-            model, as_tuple(example_of(model, calibration) if example_inputs is None else example_inputs)
-        )
+        example = example_of(model, calibration) if example_inputs is None else example_inputs
+        raw = float_graph(model, as_tuple(example), slim=False)
+    given = None
+    if is_quantized(raw):
+        graph, given = read_quantized(raw)
+        graph = split_wide(graph, given)
+    else:
+        graph = normalize(raw)
     check_ports(graph)
     graph = tabulate(graph)
     report(Progress(step="trace", done=1, total=1))
-    samples = calibration_samples(calibration, graph)
 
     settings = quantize or Quantize()
-    watched = [v.name for v in (*graph.graph.input, *graph.graph.output)] + activations_to_observe(graph)
-    observed = observe(
-        graph,
-        watched,
-        samples,
-        lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
-        histograms=settings.calibration != "minmax",
-    )
+    chosen = activations_to_observe(graph, given)
+    if calibration is None and given is not None:
+        if chosen:
+            raise ExportError(
+                f"the file leaves {len(chosen)} values in floating point that need a grid, such as "
+                f"{chosen[0]!r}; give calibration samples"
+            )
+        samples, observed = drawn_samples(graph, given.grids), dict[str, Observed]()
+    else:
+        samples = calibration_samples(() if calibration is None else calibration, graph)
+        observed = observe(
+            graph,
+            [v.name for v in (*graph.graph.input, *graph.graph.output)] + chosen,
+            samples,
+            lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
+            histograms=settings.calibration != "minmax",
+        )
     quantized = quantize_graph(
         graph,
         observed,
@@ -126,8 +147,17 @@ def export(
         percentile=settings.percentile,
         base=base_grids(base) if base else None,
         overflow_safe=settings.overflow_safe,
+        given=given,
     )
-    report(Progress(step="quantize", done=1, total=1, metrics={"kept_grids": quantized.kept_grids}))
+    report(
+        Progress(
+            step="quantize",
+            done=1,
+            total=1,
+            metrics={"kept_grids": quantized.kept_grids},
+            note=_kept(given, len(chosen)) if given else "",
+        )
+    )
 
     weights = safetensors.numpy.save(dict(sorted(quantized.weights.items())))
     made = _Made(weights=weights, ranges=byte_ranges(weights))
@@ -185,9 +215,9 @@ def _natively(
             _add_parts(made, parts, samples, [o.name for o in model.graph.output])
         return
     _check_memory(target, len(made.weights), plan.arena_bytes)
-    inputs = golden_inputs(samples)
     with _refused_by_the_engine():
         made.files["plan.bin"] = encode(plan)
+        inputs = telling_samples(plan, made.weights, made.ranges, samples)
         golden = Engine(made.files["plan.bin"], made.weights).run(inputs)
     made.files["golden.npz"] = encode_golden(inputs, golden)
 
@@ -237,26 +267,32 @@ def _port(
     value: onnx.ValueInfoProto, quantized: Quantized, observed: Mapping[str, Observed], samples: Samples
 ) -> Port:
     dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
-    if value.name not in observed:
-        return Port(
-            name=value.name,
-            shape=(None, *dims),
-            dtype="int64",
-            scale=0.0,
-            zero_point=0,
-            minimum=float(samples[value.name].min()),
-            maximum=float(samples[value.name].max()),
-        )
-    seen = observed[value.name]
-    grid = quantized.grids.get(value.name) or Grid.around(seen.minimum, seen.maximum)
+    whole = value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    grid = quantized.grids.get(value.name)
+    if value.name in observed:
+        low, high = observed[value.name].minimum, observed[value.name].maximum
+    elif grid is not None and not whole:
+        low, high = grid.low, grid.high
+    else:
+        low, high = float(samples[value.name].min()), float(samples[value.name].max())
+    grid = grid or Grid.around(low, high)
     return Port(
         name=value.name,
         shape=(None, *dims),
-        dtype="float32",
-        scale=grid.scale,
-        zero_point=grid.zero_point,
-        minimum=seen.minimum,
-        maximum=seen.maximum,
+        dtype="int64" if whole else "float32",
+        scale=0.0 if whole else grid.scale,
+        zero_point=0 if whole else grid.zero_point,
+        minimum=low,
+        maximum=high,
+    )
+
+
+def _kept(given: Given, grids_added: int) -> str:
+    """What became of a model that was quantized already, for people."""
+    return (
+        f"quantized already, integers kept; quantized now, since the file leaves them in floating point: "
+        f"{grids_added} values, {len(given.floating)} layers; weights outside -127..127, so that inputs are "
+        f"read twice: {len(given.widened)} layers"
     )
 
 

@@ -7,7 +7,7 @@ softmax reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,9 @@ class Fusion:
         biases: Outputs of the Adds that add a bias to MatMul.
     """
 
-    def __init__(self, graph: Wiring) -> None:
-        self.graph = graph
+    def __init__(self, graph: Wiring, on_grids: Collection[str] = ()) -> None:
+        """Looks through a graph; `on_grids` are values that must lie on grids of their own."""
+        self.graph, self.on_grids = graph, frozenset(on_grids)
         self.shapes, kinds = graph.infer(1)
         self.floating = {n for n, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
         self.readers, self.producers = graph.readers(), graph.producers()
@@ -51,7 +52,8 @@ class Fusion:
 
     def _only_reader(self, name: str) -> onnx.NodeProto | None:
         readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.graph.outputs else None
+        alone = len(readers) == 1 and name not in self.graph.outputs and name not in self.on_grids
+        return readers[0] if alone else None
 
     # Layers
 
@@ -144,7 +146,7 @@ class Fusion:
 
     def _functions(self) -> None:
         """Finds the regions: every node of one gives a function of the same value, its root."""
-        own: set[str] = set()  # values on a grid though they are in the midst of a region
+        own = set(self.on_grids)  # values on a grid though they are in the midst of a region
         self.dropped: set[str] = set()  # results of elementwise nodes that stay floating-point
         while True:
             roots = self._roots(own)

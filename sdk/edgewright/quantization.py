@@ -21,6 +21,7 @@ from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
 from edgewright.lower.scales import short_factors
 from edgewright.overflow import OverflowSafe, safe_integers, safe_scale
+from edgewright.qdq import Given
 from edgewright.wiring import Wiring, attributes, make_node
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -65,19 +66,20 @@ class Quantized:
     kept_grids: int
 
 
-def activations_to_observe(model: onnx.ModelProto) -> list[str]:
+def activations_to_observe(model: onnx.ModelProto, given: Given | None = None) -> list[str]:
     """Names of the values that get a grid of their own from calibration, inputs of the graph among them."""
     graph = Wiring(model)
-    fusion = Fusion(graph)
+    grids: Mapping[str, Grid] = given.grids if given else {}
+    fusion = Fusion(graph, grids)
     names: list[str] = []
     for index, node in enumerate(graph.nodes):
         if index in fusion.integer:
             read = (n for n in node.input if n and n not in graph.constants and n not in fusion.inside)
             names += [n for n in read if n in fusion.floating]
             names += [n for n in node.output if n not in fusion.inside]
-    given = {o: n.op_type for n in graph.nodes for o in n.output}
+    operators = {o: n.op_type for n in graph.nodes for o in n.output}
     kept = GRID_KEEPERS - {"Concat"}
-    return [n for n in dict.fromkeys(names) if given.get(n) not in kept | {"Expand"}]
+    return [n for n in dict.fromkeys(names) if n not in grids and operators.get(n) not in kept | {"Expand"}]
 
 
 def quantize_graph(
@@ -88,6 +90,7 @@ def quantize_graph(
     percentile: float = 99.99,
     base: BaseGrids | None = None,
     overflow_safe: OverflowSafe = "off",
+    given: Given | None = None,
 ) -> Quantized:
     """Inserts QuantizeLinear and DequantizeLinear around every operator that runs in integers.
 
@@ -98,11 +101,12 @@ def quantize_graph(
         percentile: For "percentile": the share of values kept, in percent.
         base: Keep its grids where they still fit, so that few integers change.
         overflow_safe: Which products of weights and activations must add up within 16 bits (overflow.py).
+        given: What a quantized file has decided; it stands, and only the rest is chosen here.
 
     Raises:
         ExportError: A weight is NaN or infinite, or nothing in the graph can run in integers.
     """
-    return _Quantizer(model, observed, method, percentile, base, overflow_safe).run()
+    return _Quantizer(model, observed, method, percentile, base, overflow_safe, given or Given()).run()
 
 
 class _Quantizer:
@@ -114,9 +118,10 @@ class _Quantizer:
         percentile: float,
         base: BaseGrids | None,
         overflow_safe: OverflowSafe,
+        given: Given,
     ) -> None:
-        self.graph = Wiring(model)
-        self.fusion = Fusion(self.graph)
+        self.graph, self.given = Wiring(model), given
+        self.fusion = Fusion(self.graph, given.grids)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
         self.overflow_safe = overflow_safe
         self.constants = dict(self.graph.constants)
@@ -185,7 +190,7 @@ class _Quantizer:
         if result in self.fusion.inside:
             self.dequantized[result] = result  # the next node reads it directly
         elif node.op_type in GRID_KEEPERS and node.op_type != "Concat":
-            self._boundary(result, self.grids[source], produced=node)
+            self._boundary(result, self.given.grids.get(result, self.grids[source]), produced=node)
         else:
             self._boundary(result, self._grid(result), produced=node)
 
@@ -210,6 +215,8 @@ class _Quantizer:
         scale = np.float32(max(float(np.abs(table).max()) / 127, LEAST_SCALE))
         if not np.isfinite(scale):
             raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
+        if (known := self.given.scale_of(table.reshape(1, -1))) is not None:
+            scale = known[0]
         self.grids[result] = Grid(scale=float(scale), zero_point=128)
         integers = np.clip(np.rint(table / scale), -127, 127).astype(np.int8)
         parameters = [
@@ -222,7 +229,7 @@ class _Quantizer:
         )
         rows = make_node("DequantizeLinear", [raw, *parameters], taken)
         self.nodes.append(rows)
-        self._boundary(result, self.grids[result], produced=rows, source=taken)
+        self._boundary(result, self.given.grids.get(result, self.grids[result]), produced=rows, source=taken)
 
     def _joined(self, node: onnx.NodeProto) -> list[str]:
         """Inputs of a Concat, all on the grid of its result."""
@@ -240,6 +247,8 @@ class _Quantizer:
                 )
             elif self.grids[name] == grid:
                 inputs.append(self.dequantized[name])
+            elif (again := f"{name}_to_{result}_dequantized") in inputs:
+                inputs.append(again)
             else:
                 inputs.append(self._requantized(name, f"{name}_to_{result}", grid))
         return inputs
@@ -260,6 +269,7 @@ class _Quantizer:
                 if (
                     before is not None
                     and alone
+                    and name not in self.given.grids
                     and before.op_type not in GRID_KEEPERS - {"Concat"} | {"Gather", "Expand"}
                 ):
                     wanted[name] = wanted.get(node.output[0]) or self._fresh_grid(node.output[0])
@@ -309,6 +319,8 @@ class _Quantizer:
         return self.decided[name]
 
     def _decide(self, name: str) -> Grid:
+        if name in self.given.grids:
+            return self.given.grids[name]
         fresh = self.wanted.get(name) or self._fresh_grid(name)
         old = self.base.activations.get(name) if self.base else None
         if old is None or name in self.wanted:
@@ -321,6 +333,8 @@ class _Quantizer:
         return fresh
 
     def _fresh_grid(self, name: str) -> Grid:
+        if name in self.given.grids:
+            return self.given.grids[name]
         return self.observed[name].grid(self.method, self.percentile)
 
     # Constants
@@ -344,7 +358,7 @@ class _Quantizer:
         value = self.constants[name].astype(np.float64)
         if not np.isfinite(value).all():
             raise ExportError(f"node {node.name!r}: its constant {name!r} holds NaN or infinity")
-        grid = grid or Grid.around(float(value.min()), float(value.max()))
+        grid = grid or self.given.grid_of(value) or Grid.around(float(value.min()), float(value.max()))
         own = f"{name}.{node.name}" if name in self.weights else name
         steps = np.clip(np.rint(value / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8)
         inputs = [
@@ -391,8 +405,14 @@ class _Quantizer:
         prefix = weight_name if weight_name not in self.weights else f"{weight_name}.{node.name}"
         rows = np.moveaxis(weight, axis, 0)
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
-        safe = self._safety(node, rows.shape)
-        scale = self._weight_scale(prefix, rows, largest_bias, input_scale, self._result_scale(node), safe)
+        known, safe = self.given.scale_of(rows), self._safety(node, rows.shape)
+        if known is None:
+            scale = self._weight_scale(
+                prefix, rows, largest_bias, input_scale, self._result_scale(node), safe
+            )
+        else:
+            scale, safe = np.maximum(known, _least_scale(largest_bias, input_scale)), "off"
+            scale = scale.astype(np.float32)
         integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
         names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale", axis)]
         if node.op_type == "MatMul":
@@ -448,8 +468,7 @@ class _Quantizer:
     ) -> npt.NDArray[np.float32]:
         """One scale per output channel; large enough that bias and accumulator stay within 32 bits."""
         largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-        # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
-        least = np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))
+        least = _least_scale(bias, input_scale)
         fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
         if weight[0].size <= SHORT_TERMS:
             step = output_scale / input_scale
@@ -479,3 +498,9 @@ class _Quantizer:
         result = f"{name}_dequantized"
         self.nodes.append(make_node("DequantizeLinear", inputs, result, f"{name}_dq", axis=axis))
         return result
+
+
+def _least_scale(bias: npt.NDArray[np.float64], input_scale: float) -> npt.NDArray[np.float64]:
+    """The finest steps of weights at which a bias, on the grid of input and weight, fits 32 bits."""
+    # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
+    return np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))

@@ -9,14 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgewright.calibrate import Grid
 from edgewright.errors import ExportError
 from edgewright.graph import forward_parameters
-from edgewright.wiring import value_shapes
+from edgewright.wiring import Wiring, value_shapes
 
 if TYPE_CHECKING:
     from torch import nn
 
 MAX_CALIBRATION_SAMPLES = 1024
+DRAWN = 64
 
 Samples = dict[str, npt.NDArray[Any]]
 
@@ -132,3 +134,30 @@ def _array(value: Any, whole: bool = False) -> npt.NDArray[Any]:
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """The arguments of one call: what was given, or what is in it."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def drawn_samples(graph: onnx.ModelProto, grids: Mapping[str, Grid]) -> Samples:
+    """Samples for a graph that has none: drawn from the range of each input's grid, the same ones each time.
+
+    Args:
+        graph: A normalized float graph.
+        grids: Of its float32 inputs; one without is drawn from [-1, 1].
+
+    Returns:
+        By input name, (64, ...): float32, or int64 row numbers that every table of the input has.
+    """
+    random, wiring, shapes = np.random.default_rng(0), Wiring(graph), value_shapes(graph)
+    samples: Samples = {}
+    for value in graph.graph.input:
+        shape = (DRAWN, *(d or 1 for d in shapes[value.name][1:]))
+        if value.type.tensor_type.elem_type == onnx.TensorProto.INT64:
+            rows = [
+                len(wiring.constants[n.input[0]])
+                for n in wiring.nodes
+                if n.op_type == "Gather" and n.input[1] == value.name and n.input[0] in wiring.constants
+            ]
+            samples[value.name] = random.integers(0, min(rows, default=2), shape)
+        else:
+            grid = grids.get(value.name) or Grid.around(-1.0, 1.0)
+            samples[value.name] = random.uniform(grid.low, grid.high, shape).astype(np.float32)
+    return samples

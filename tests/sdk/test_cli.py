@@ -27,6 +27,7 @@ from edgewright.models import load_model, save_model
 from edgewright.verification import VerificationReport, verify
 from edgewright_device import Artifact, Runner, Target, detect, target_names
 from edgewright_ota import Repository
+from sdk.foreign import quantize_static
 from sdk.graphs import Node, corners_and_more, graph, mlp, normal, saved
 
 X = corners_and_more(8)
@@ -231,6 +232,22 @@ def test_export_tells_what_falls_back_unless_it_may_not(call: Call, tmp_path: Pa
     profiled = call(f"edgewright bench {tmp_path}/m.ew --rounds 2 --profile")
     assert "onnxruntime" in profiled.out
     assert "CumSum" in profiled.out
+
+
+def test_only_a_quantized_file_exports_without_samples(call: Call, files: Path, tmp_path: Path) -> None:
+    done = call(f"ds_export {files}/m.onnx --out {tmp_path}/m.ew")
+    assert (done.code, done.out) == (2, "")
+    assert "no calibration data: give at least one sample" in done.err
+    quantize_static(files / "m.onnx", tmp_path / "q.onnx", X, "S8S8")
+    done = call(f"ds_export {tmp_path}/q.onnx --out {tmp_path}/m.ew --json {tmp_path}/told.json")
+    assert done.code == 0
+    note = (
+        "quantized already, integers kept; quantized now, since the file leaves them in floating point: 0 values, "
+        "0 layers; weights outside -127..127, so that inputs are read twice: 0 layers"
+    )
+    assert json.loads((tmp_path / "told.json").read_text())["notes"] == [note]
+    checked = call(f"edgewright verify {tmp_path}/m.ew --reference {tmp_path}/q.onnx --data {files}/x.npz")
+    assert checked.code == 0
 
 
 def test_export_hears_target_recipe_and_base(call: Call, files: Path, tmp_path: Path) -> None:
@@ -585,7 +602,6 @@ def test_a_damaged_artifact_is_refused_by_every_command(
         ("edgewright targets --jsn -", "No such option: --jsn"),
         ("ds_export", "Missing argument 'MODEL'"),
         ("ds_export m.onnx --format tflite", "Invalid value for '--format'"),
-        ("edgewright export m.onnx", "--calibration: an INT8 artifact needs samples to calibrate on"),
         ("edgewright export m.onnx --calibration x.npz --optimize", "--optimize is for --format onnx"),
         ("edgewright export m.onnx --backend gpu", "Invalid value for '--backend'"),
         ("edgewright compress net.py:make --data d.npz --out a.pt2", "Missing option '--recipe'"),

@@ -58,9 +58,9 @@ def test_ports_say_what_calibration_saw(exported: Artifact) -> None:
     np.testing.assert_allclose(out / y.scale, np.rint(out / y.scale), atol=1e-3)
 
 
-def test_golden_vectors_are_the_first_samples_and_replay_bit_for_bit(exported: Artifact) -> None:
+def test_golden_vectors_are_eight_samples_and_replay_bit_for_bit(exported: Artifact) -> None:
     inputs, outputs = exported.golden()
-    np.testing.assert_array_equal(inputs["x"], X[:8])
+    assert len({x.tobytes() for x in inputs["x"]} & {x.tobytes() for x in X}) == len(inputs["x"]) == 8
     assert Runner(exported).run(inputs)["y"].tobytes() == outputs["y"].tobytes()
 
 

@@ -1,0 +1,82 @@
+"""Telling samples: those whose outputs change when a weight does, for a device to replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from edgewright.golden import golden_inputs
+from edgewright.profiling import operator_macs
+from edgewright.samples import Samples
+from edgewright_kernels import Engine, KernelError
+from edgewright_kernels.plan import ByteRange, Plan, encode
+
+CANDIDATES = 128
+CHANGES = 100
+FEWEST_CHANGES = 20
+WORK = 2e10  # multiply-accumulates that choosing may take, about a second on one core
+OVERHEAD = 20_000  # of an operator, in multiply-accumulates
+
+
+def telling_samples(plan: Plan, weights: bytes, ranges: Mapping[str, ByteRange], samples: Samples) -> Samples:
+    """Samples whose outputs tell most changes of one weight: by one step, which is the least.
+
+    A hundred weights are changed, each alone, and the candidates that give another output are noted; then
+    samples are taken one by one, each time that which notices most of what few others noticed (greedy maximum
+    coverage). Deterministic. A network so large that this would take long gets the first samples.
+
+    Args:
+        plan: The integer program.
+        weights: Its weights.safetensors.
+        ranges: Where each weight lies in there.
+        samples: Candidates by input name, (samples, ...); the first 128 count.
+
+    Returns:
+        As many as golden.npz takes.
+    """
+    first = golden_inputs(samples)
+    count = len(next(iter(first.values())))
+    work = sum(operator_macs(plan, op) + OVERHEAD for op in plan.ops)
+    candidates = min(CANDIDATES, len(next(iter(samples.values()))))
+    while candidates > 4 * count and CHANGES * candidates * work > WORK:
+        candidates //= 2
+    changes = min(CHANGES, int(WORK / (candidates * work)))
+    if candidates <= count or changes < FEWEST_CHANGES:
+        return first
+    feed = {n: v[:candidates] for n, v in samples.items()}
+    noticed = _noticed(encode(plan), weights, ranges, feed, changes)
+    seen = np.zeros(len(noticed))
+    chosen: list[int] = []
+    for _ in range(count):
+        gain = (noticed * 0.5 ** seen[:, None]).sum(axis=0)
+        gain[chosen] = -1.0
+        chosen.append(int(gain.argmax()))
+        seen += noticed[:, chosen[-1]]
+    return {n: v[chosen] for n, v in samples.items()}
+
+
+def _noticed(
+    plan: bytes, weights: bytes, ranges: Mapping[str, ByteRange], feed: Samples, changes: int
+) -> npt.NDArray[np.bool_]:
+    """Whether each change of a weight gives another output for each candidate: (changes, candidates)."""
+    random = np.random.default_rng(0)
+    layers = {n: w for n, w in safetensors.numpy.load(weights).items() if w.dtype == np.int8}
+    names = sorted(layers)
+    expected = Engine(plan, weights).run(feed)
+    rows: list[npt.NDArray[np.bool_]] = []
+    for _ in range(changes):
+        name = names[int(random.integers(len(names)))]
+        at = int(random.integers(layers[name].size))
+        old = int(layers[name].reshape(-1)[at])
+        changed = bytearray(weights)
+        changed[ranges[name].offset + at] = (old - 1 if old > 0 else old + 1) & 0xFF
+        try:
+            got = Engine(plan, bytes(changed)).run(feed)
+        except KernelError:  # a sum that could overflow by now
+            continue
+        differs = [(got[n] != expected[n]).reshape(len(got[n]), -1).any(axis=1) for n in expected]
+        rows.append(np.any(differs, axis=0))
+    return np.array(rows).reshape(len(rows), -1)
