@@ -1,4 +1,4 @@
-"""Writes the tables in README and docs from benchmarks/results/*.json, between `<!-- table: NAME -->` marks.
+"""Writes the tables in README and docs, between `<!-- table: NAME -->` marks: of results and of operators.
 
 python scripts/tables.py            # write them
 python scripts/tables.py --check    # exit 1 when one differs from its file
@@ -87,11 +87,20 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
+def operators() -> str:
+    """The operators that run natively, as the code says."""
+    from edgewright.lower import operators_table
+
+    return operators_table()
+
+
 def rendered(text: str) -> str:
     """The text with every marked table made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
+        if name == "operators":
+            return f"{match[1]}{operators()}{match[3]}"
         source, make = TABLES[name]
         result = json.loads((ROOT / "benchmarks" / "results" / f"{source}.json").read_text("utf-8"))
         return f"{match[1]}{make(result)}{match[3]}"

@@ -242,8 +242,8 @@ def test_only_a_quantized_file_exports_without_samples(call: Call, files: Path, 
     done = call(f"ds_export {tmp_path}/q.onnx --out {tmp_path}/m.ew --json {tmp_path}/told.json")
     assert done.code == 0
     note = (
-        "quantized already, integers kept; quantized now, since the file leaves them in floating point: 0 values, "
-        "0 layers; weights outside -127..127, so that inputs are read twice: 0 layers"
+        "quantized already, integers kept; quantized now, since the file leaves them in floating point: "
+        "0 values, 0 layers; weights outside -127..127, so that inputs are read twice: 0 layers"
     )
     assert json.loads((tmp_path / "told.json").read_text())["notes"] == [note]
     checked = call(f"edgewright verify {tmp_path}/m.ew --reference {tmp_path}/q.onnx --data {files}/x.npz")
