@@ -60,6 +60,15 @@ class Engine:
         """Working memory of one call, in bytes: the plan's arena and a scratch for each thread."""
         return self._native.arena_bytes
 
+    @property
+    def packed_bytes(self) -> int:
+        """Memory that the packed weights take, in bytes, for as long as the engine lives.
+
+        With `arena_bytes` for each call at once (up to 16 are kept for later calls) and the program itself,
+        up to some twenty times the size of `plan.bin`, that is all the engine takes.
+        """
+        return self._native.packed_bytes
+
     def run(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.float32]]:
         """Runs a batch, without the GIL.
 

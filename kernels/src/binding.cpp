@@ -110,6 +110,7 @@ class BoundEngine {
   std::string cpu() const { return engine_->path(); }
   int threads() const { return engine_->threads(); }
   size_t arena_bytes() const { return engine_->arena_bytes(); }
+  size_t packed_bytes() const { return engine_->packed_bytes(); }
 
  private:
   // Checks the inputs, makes the outputs, and hands both to `body`, without the GIL.
@@ -250,5 +251,6 @@ NB_MODULE(_native, module) {
       .def("profile", &BoundEngine::profile)
       .def_prop_ro("cpu", &BoundEngine::cpu)
       .def_prop_ro("threads", &BoundEngine::threads)
-      .def_prop_ro("arena_bytes", &BoundEngine::arena_bytes);
+      .def_prop_ro("arena_bytes", &BoundEngine::arena_bytes)
+      .def_prop_ro("packed_bytes", &BoundEngine::packed_bytes);
 }

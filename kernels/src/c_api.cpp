@@ -273,6 +273,10 @@ size_t edgewright_memory_bytes(const edgewright_model* model) {
   return model == nullptr ? 0 : model->engine.arena_bytes();
 }
 
+size_t edgewright_packed_bytes(const edgewright_model* model) {
+  return model == nullptr ? 0 : model->engine.packed_bytes();
+}
+
 const char* edgewright_path(const edgewright_model* model) {
   return model == nullptr ? "" : model->engine.path();
 }

@@ -126,6 +126,11 @@ EDGEWRIGHT_API edgewright_status edgewright_run(const edgewright_model* model, c
  * with the number of threads. */
 EDGEWRIGHT_API size_t edgewright_memory_bytes(const edgewright_model* model);
 
+/* Memory that the packed weights take, in bytes, until the model is closed; 0 for NULL. With
+ * edgewright_memory_bytes for each call at once (up to 16 are kept for later calls) and the program itself,
+ * up to some twenty times the size of plan.bin, that is all the model takes. */
+EDGEWRIGHT_API size_t edgewright_packed_bytes(const edgewright_model* model);
+
 /* Name of the kernel path in use, such as "avx2"; "" for NULL. */
 EDGEWRIGHT_API const char* edgewright_path(const edgewright_model* model);
 

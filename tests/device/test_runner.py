@@ -193,7 +193,7 @@ def test_one_runner_serves_many_threads(tiny: Artifact, backend: str) -> None:
     runner = Runner(tiny, backend)
     batches = [samples(1 + i % 7, seed=i) for i in range(40)]
     want = [runner.run({"x": x})["y"] for x in batches]
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda x: runner.run({"x": x})["y"], batches))
     for one, other in zip(want, got, strict=True):
         np.testing.assert_array_equal(one, other)

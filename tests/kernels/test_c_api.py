@@ -9,6 +9,7 @@ import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class Library:
         self.c = ctypes.CDLL(str(path))
         for name in ("error", "version", "path", "usable_path"):
             getattr(self.c, f"edgewright_{name}").restype = ctypes.c_char_p
-        for name in ("input_count", "output_count", "memory_bytes"):
+        for name in ("input_count", "output_count", "memory_bytes", "packed_bytes"):
             getattr(self.c, f"edgewright_{name}").restype = ctypes.c_size_t
 
     def error(self) -> str:
@@ -213,6 +214,7 @@ def test_ports_are_described(library: Library, cnn: tuple[ctypes.c_void_p, np.nd
         assert port.sample_bytes == array[0].nbytes
     assert library.c.edgewright_path(model).decode() == cpu_paths()[0]
     assert library.c.edgewright_memory_bytes(model) > 0
+    assert library.c.edgewright_packed_bytes(model) > 0
 
 
 def test_runs_have_the_bits_of_the_reference(
@@ -244,6 +246,25 @@ def test_threads_change_no_bit_and_take_a_scratch_each(
     assert library.c.edgewright_memory_bytes(model) == sizes[0]
     assert library.c.edgewright_set_threads(None, 2) == INVALID
     assert library.error() == "set_threads: a pointer is NULL"
+
+
+def test_eight_threads_with_batches_of_their_own_get_the_bits_of_the_reference(
+    library: Library, cnn: tuple[ctypes.c_void_p, np.ndarray, np.ndarray]
+) -> None:
+    model, images, expected = cnn
+    assert library.c.edgewright_set_threads(model, 2) == OK, library.error()
+
+    def work(samples: int) -> bool:
+        given, right = (np.concatenate([array] * 4)[:samples] for array in (images, expected))
+        good = True
+        for _ in range(50):
+            found = np.empty_like(right)
+            good &= library.run(model, [buffer(given)], [buffer(found)], samples) == OK
+            good &= found.tobytes() == right.tobytes()
+        return good
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(1, 9)))
 
 
 def test_wrong_buffers_are_refused_and_named(
@@ -285,6 +306,7 @@ def test_null_and_numbers_beyond_the_ports_are_refused(
     assert library.c.edgewright_open(None, None, ctypes.byref(ctypes.c_void_p())) == INVALID
     assert library.c.edgewright_open(b".", None, None) == INVALID
     assert library.c.edgewright_input_count(None) == library.c.edgewright_memory_bytes(None) == 0
+    assert library.c.edgewright_packed_bytes(None) == 0
     assert library.c.edgewright_path(None) == b""
     library.c.edgewright_close(None)
 

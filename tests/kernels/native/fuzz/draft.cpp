@@ -65,6 +65,7 @@ class Walk {
   std::vector<Word> found;
 
  private:
+  int64_t left() const { return static_cast<int64_t>(op_.words.size() - at_); }
   int32_t last() const { return op_.words[at_ - 1]; }
 
   const DraftOp& op_;
@@ -97,9 +98,9 @@ bool Walk::step(char what) {
     case 'f':
       return take(Part::kFlag);
     case 'L':
-      return take(Part::kTable, 64);
+      return take(Part::kTable, left());
     case 'S':
-      return take(Part::kCurve, 256);
+      return take(Part::kCurve, left() > 512 ? 512 : 256);
     case 'N':
       return counted({Part::kGain}) && wide(static_cast<int64_t>(found.size()) - 3) && wide(1);
     case 'a':
@@ -125,6 +126,10 @@ uint64_t DraftTensor::elements() const {
   }
   return product;
 }
+
+bool DraftTensor::is_inside() const { return dtype == kUInt8 || dtype == kInt16; }
+
+uint64_t DraftTensor::size_bytes() const { return elements() * (dtype == kInt16 ? 2 : 1); }
 
 std::vector<Word> words_of(const DraftOp& op) {
   Walk walk(op);

@@ -23,8 +23,10 @@ struct DraftTensor {
   uint64_t offset;
   std::string name;
 
-  // Saturated, so that nonsense does not overflow.
+  bool is_inside() const;  // in the arena, on a grid
+  // Both saturated, so that nonsense does not overflow.
   uint64_t elements() const;
+  uint64_t size_bytes() const;
 };
 
 struct DraftRange {
@@ -46,7 +48,7 @@ struct Draft {
   Bytes weights;
 };
 
-constexpr uint32_t kUInt8 = 1;
+constexpr uint8_t kUInt8 = 1, kInt16 = 3;
 
 // The numbers of the kinds.
 enum KindNumber : uint32_t {

@@ -223,7 +223,7 @@ void go(const Options& options) {
 
 }  // namespace
 
-extern "C" const char* __asan_default_options() { return "quarantine_size_mb=32"; }
+extern "C" const char* __asan_default_options() { return "quarantine_size_mb=32:malloc_context_size=4"; }
 
 int main(int count, char** arguments) {
   const Options options = options_of(count, arguments);

@@ -94,6 +94,7 @@ int32_t fitting_number(const Draft& draft, Part part, int32_t value, Random& ran
     case Part::kFlag:
       return static_cast<int32_t>(random.below(2));
     case Part::kClamp:
+      if (random.one_in(4)) return static_cast<int32_t>(random.between(-32768, 32767));
       return static_cast<int32_t>(random.one_in(2) ? random.below(2) * 255 : random.below(256));
     case Part::kMultiplier:
       return static_cast<int32_t>(random.below(uint64_t{1} << random.between(1, 31)));
@@ -105,8 +106,9 @@ int32_t fitting_number(const Draft& draft, Part part, int32_t value, Random& ran
       return static_cast<int32_t>(random.below(2049));
     case Part::kCurve:
       return static_cast<int32_t>(random.below(65537));
+    case Part::kTable:  // bytes, or 128ths of a step
+      return static_cast<int32_t>(random.one_in(2) ? random.next() : random.below(255 * 128 + 1));
     case Part::kGain:
-    case Part::kTable:
     case Part::kLow64:
       return static_cast<int32_t>(random.next());
     case Part::kHigh64:
@@ -168,10 +170,15 @@ void change_tensor(Draft& draft, Random& random) {
   if (draft.tensors.empty()) return;
   DraftTensor& tensor = random.of(draft.tensors);
   const bool border =
-      tensor.dtype != kUInt8 && !random.one_in(8);  // its grid is none, and nearly always stays so
+      !tensor.is_inside() && !random.one_in(8);  // its grid is none, and nearly always stays so
   switch (border ? random.between(5, 9) : random.below(10)) {
     case 0:
-      tensor.dtype = static_cast<uint8_t>(random.below(5));
+      if (!random.one_in(4)) {
+        tensor.dtype = tensor.dtype == kUInt8 ? kInt16 : kUInt8;
+        if (tensor.dtype == kInt16) tensor.zero_point = 0;
+      } else {
+        tensor.dtype = static_cast<uint8_t>(random.below(6));
+      }
       break;
     case 1:
       tensor.rank = static_cast<uint8_t>(random.below(8));
@@ -288,7 +295,7 @@ void append(Draft& draft, const Draft& other, Random& random) {
   const uint32_t ranges = static_cast<uint32_t>(draft.ranges.size());
   const uint64_t weights = draft.weights.size();
   for (DraftTensor tensor : other.tensors) {
-    if (tensor.dtype == kUInt8) tensor.offset += (draft.arena_bytes + 63) / 64 * 64;
+    if (tensor.is_inside()) tensor.offset += (draft.arena_bytes + 63) / 64 * 64;
     tensor.name += "+" + std::to_string(tensors);
     draft.tensors.push_back(tensor);
   }
@@ -309,7 +316,7 @@ void append(Draft& draft, const Draft& other, Random& random) {
         if (word.part == Part::kTensor && tensors > 0 && op.kind != kQuantize && op.kind != kEmbedding &&
             random.one_in(3)) {
           const int32_t mine = static_cast<int32_t>(random.below(tensors));
-          if (draft.tensors[static_cast<size_t>(mine)].dtype == kUInt8) value = mine;
+          if (draft.tensors[static_cast<size_t>(mine)].is_inside()) value = mine;
         }
       }
       if (word.part == Part::kRange || (word.part == Part::kBias && value != -1)) {
@@ -333,7 +340,7 @@ void insert(Draft& draft, const Draft& other, Random& random) {
   const uint32_t from = static_cast<uint32_t>(op.words[result[0]]);
   if (x < 0 || static_cast<size_t>(x) >= draft.tensors.size() || from >= other.tensors.size()) return;
   DraftTensor y = other.tensors[from];
-  if (y.dtype != kUInt8 || draft.tensors[static_cast<size_t>(x)].dtype != kUInt8) return;
+  if (!y.is_inside() || !draft.tensors[static_cast<size_t>(x)].is_inside()) return;
   y.name = "+" + std::to_string(draft.tensors.size());
   const int32_t number = static_cast<int32_t>(draft.tensors.size());
   draft.tensors.push_back(y);

@@ -42,6 +42,7 @@ class Repair {
     for (size_t i = 0; i < 6; ++i) tensor.size[i] = i < shape.size() ? static_cast<uint32_t>(shape[i]) : 0;
   }
   static void same_grid(const DraftTensor& x, DraftTensor& y) {
+    y.dtype = x.dtype;
     y.scale = x.scale;
     y.zero_point = x.zero_point;
   }
@@ -50,6 +51,7 @@ class Repair {
   int64_t window_size(const DraftOp& op, size_t axis, int64_t size) const;
   void resize_range(DraftOp& op, size_t place, uint64_t size);
   void resize_rescale(DraftOp& op, size_t count);
+  void resize_table(DraftOp& op, size_t count);
 
   Draft& draft_;
   Random& random_;
@@ -98,6 +100,21 @@ void Repair::resize_rescale(DraftOp& op, size_t count) {
   op.words = words;
 }
 
+// The table of a Lookup, or the curve of a Softmax.
+void Repair::resize_table(DraftOp& op, size_t count) {
+  const size_t head = op.kind == kLookup ? 2 : 3, tail = op.kind == kLookup ? 0 : 5;
+  if (op.words.size() <= head + tail || op.words.size() == head + count + tail) return;
+  std::vector<int32_t> table(op.words.begin() + static_cast<std::ptrdiff_t>(head),
+                             op.words.end() - static_cast<std::ptrdiff_t>(tail));
+  std::vector<int32_t> words(op.words.begin(), op.words.begin() + static_cast<std::ptrdiff_t>(head));
+  for (size_t i = 0; i < count; ++i) {
+    const int32_t word = table[i % table.size()];
+    words.push_back(count == 513 ? word & 0x7FFF : count == 512 && i < 256 ? std::min(word, 32768) : word);
+  }
+  words.insert(words.end(), op.words.end() - static_cast<std::ptrdiff_t>(tail), op.words.end());
+  op.words = words;
+}
+
 void Repair::follow_weights(DraftOp& op, const DraftTensor& x, DraftTensor& y, Shape& shape) {
   const int64_t inputs = x.size[std::max(0, std::min<int>(x.rank, 6) - 1)];
   int64_t outputs = std::max<int64_t>(1, y.size[std::max(0, std::min<int>(y.rank, 6) - 1)]);
@@ -129,7 +146,7 @@ void Repair::follow_weights(DraftOp& op, const DraftTensor& x, DraftTensor& y, S
 void Repair::follow(DraftOp& op, DraftTensor& y) {
   const auto read = places(op, Part::kTensor), range = places(op, Part::kRange);
   if (op.kind == kConstant) {
-    if (!range.empty()) resize_range(op, range[0], y.elements());
+    if (!range.empty()) resize_range(op, range[0], y.size_bytes());
     return;
   }
   if (read.empty()) return;
@@ -236,6 +253,15 @@ void Repair::follow(DraftOp& op, DraftTensor& y) {
       resize_range(op, range[0], static_cast<uint64_t>(columns * random_.between(1, 9)));
       break;
     }
+    case kLookup:
+      resize_table(op, x.dtype == kInt16 ? 513 : y.dtype == kInt16 ? 128 : 64);
+      break;
+    case kSoftmax:
+      resize_table(op, x.dtype == kInt16 ? 512 : 256);
+      break;
+    case kRequantize:
+      if (random_.one_in(8)) resize_rescale(op, static_cast<size_t>(shape.back()));
+      break;
     default:
       break;
   }
@@ -264,16 +290,16 @@ void Repair::arena() {
   uint64_t end = 0;
   for (size_t n = 0; n < count; ++n) {
     DraftTensor& tensor = draft_.tensors[n];
-    if (tensor.dtype != kUInt8) continue;
-    const uint64_t size = tensor.elements();
+    if (!tensor.is_inside()) continue;
+    const uint64_t size = tensor.size_bytes();
     uint64_t at = shared ? 0 : end;
     for (bool moved = shared; moved;) {  // the lowest place that nothing alive at the same time overlaps
       moved = false;
       for (size_t m = 0; m < n; ++m) {
         const DraftTensor& other = draft_.tensors[m];
-        if (other.dtype != kUInt8 || born[m] > dies[n] || born[n] > dies[m]) continue;
-        if (at < other.offset + other.elements() && other.offset < at + size) {
-          at = (other.offset + other.elements() + kAlignment - 1) / kAlignment * kAlignment;
+        if (!other.is_inside() || born[m] > dies[n] || born[n] > dies[m]) continue;
+        if (at < other.offset + other.size_bytes() && other.offset < at + size) {
+          at = (other.offset + other.size_bytes() + kAlignment - 1) / kAlignment * kAlignment;
           moved = true;
         }
       }
@@ -290,6 +316,9 @@ void Repair::arena() {
 void repair(Draft& draft, Random& random) {
   Repair made(draft, random);
   made.shapes();
+  const bool wide = std::any_of(draft.tensors.begin(), draft.tensors.end(),
+                                [](const DraftTensor& tensor) { return tensor.dtype == kInt16; });
+  if (wide && !random.one_in(16)) draft.version = 3;
   if (!random.one_in(8)) made.arena();
 }
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "coverage.h"
 #include "cpu.h"
@@ -122,8 +123,15 @@ Bytes input_for(const Plan& plan, uint32_t port, int64_t samples, Random& random
   return bytes;
 }
 
-// The outputs for some inputs; empty where an index is out of range.
-std::vector<Bytes> run(const Engine& engine, const std::vector<Bytes>& inputs, int64_t samples) {
+size_t grown_since(int64_t before) {
+  const int64_t now = live;
+  return now < before ? 0 : static_cast<size_t>(now - before);
+}
+
+// The outputs for some inputs; empty where an index is out of range. The engine must take as many bytes for
+// it as `takes` says, in one piece.
+std::vector<Bytes> run(const Engine& engine, const std::vector<Bytes>& inputs, int64_t samples,
+                       std::optional<size_t> takes) {
   std::vector<std::unique_ptr<uint8_t[]>> blocks;
   std::vector<const void*> from;
   std::vector<float*> to;
@@ -138,10 +146,15 @@ std::vector<Bytes> run(const Engine& engine, const std::vector<Bytes>& inputs, i
     blocks.push_back(alone(outputs.back()));
     to.push_back(reinterpret_cast<float*>(blocks.back().get()));
   }
+  const int64_t before = live, times = taken;
   try {
     engine.run(from.data(), to.data(), samples);
   } catch (const InputError&) {
     return {};
+  }
+  if (takes && (grown_since(before) != *takes || taken - times != (*takes == 0 ? 0 : 1))) {
+    found("a run took " + std::to_string(taken - times) + " pieces of memory, " +
+          std::to_string(grown_since(before)) + " bytes in all; " + std::to_string(*takes) + " were said");
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!outputs[i].empty()) std::memcpy(outputs[i].data(), to[i], outputs[i].size());
@@ -155,11 +168,6 @@ void check_message(const std::string& message) {
     if (message.rfind(place, 0) == 0) return;
   }
   found("a refusal that names no place: " + message);
-}
-
-size_t grown_since(int64_t before) {
-  const int64_t now = live;
-  return now < before ? 0 : static_cast<size_t>(now - before);
 }
 
 // Loads on one path, and holds the engine to the memory it says.
@@ -193,37 +201,6 @@ std::unique_ptr<Engine> load(const Case& given, const Kernels& kernels, Result& 
   return engine;
 }
 
-void check_memory_of_runs(const Engine& engine, const std::vector<const void*>& from,
-                          const std::vector<float*>& to, int64_t samples) {
-  for (const bool first : {true, false}) {
-    const int64_t before = live, times = taken;
-    try {
-      engine.run(from.data(), to.data(), samples);
-    } catch (const InputError&) {
-      return;
-    }
-    const size_t expected = first ? engine.arena_bytes() : 0;
-    if (grown_since(before) != expected || taken - times != (first ? 1 : 0)) {
-      found("a run took " + std::to_string(taken - times) + " pieces of memory, " +
-            std::to_string(grown_since(before)) + " bytes in all; " + std::to_string(expected) +
-            " were said");
-    }
-  }
-}
-
-void check_memory_of_runs(const Engine& engine, const std::vector<Bytes>& inputs, int64_t samples) {
-  std::vector<Bytes> outputs;
-  std::vector<const void*> from;
-  std::vector<float*> to;
-  for (const Bytes& input : inputs) from.push_back(input.data());
-  for (const uint32_t port : engine.plan().outputs) {
-    outputs.emplace_back(static_cast<size_t>(engine.plan().tensors[port].size_bytes()) *
-                         static_cast<size_t>(samples));
-    to.push_back(reinterpret_cast<float*>(outputs.back().data()));
-  }
-  check_memory_of_runs(engine, from, to, samples);
-}
-
 }  // namespace
 
 void count_memory() {
@@ -247,9 +224,9 @@ Result try_case(const Case& given, uint64_t seed) {
         result.inputs.push_back(input_for(plan, port, samples, random, out_of_range));
       }
       watch(true);
-      check_memory_of_runs(*engine, result.inputs, samples);
+      result.outputs = run(*engine, result.inputs, samples, engine->arena_bytes());
       watch(false);
-      result.outputs = run(*engine, result.inputs, samples);
+      if (run(*engine, result.inputs, samples, 0) != result.outputs) found("two runs differ");
       if (result.outputs.empty() != out_of_range) found("an index out of range ran, or one in range did not");
       result.verdict = Result::kRan;
     }
@@ -270,7 +247,9 @@ Result try_case(const Case& given, uint64_t seed) {
                                                    same->plan().tensors[same->plan().inputs[0]].size_bytes());
       const bool shared = random.one_in(16);
       if (shared) same->set_threads(3, 1e-9);
-      if (run(*same, result.inputs, samples) != result.outputs) {
+      // Threads that have just begun take memory for themselves.
+      const auto takes = shared ? std::nullopt : std::optional<size_t>(same->arena_bytes());
+      if (run(*same, result.inputs, samples, takes) != result.outputs) {
         found(std::string("other bits on ") + kernels->name + (shared ? " with three threads" : ""));
       }
     }
