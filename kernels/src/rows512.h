@@ -7,7 +7,7 @@
 namespace edgewright {
 namespace {
 
-// Eight values, each in 64 bits, in two vectors. Any result fits those; clamps come before it is narrowed.
+// As in layer_norm256.h, eight values to a vector.
 inline void layer_norm512(const Normalization& op, const uint8_t* x, int64_t rows, uint8_t* y) {
   if (!op.results_fit) return plain_layer_norm(op, x, rows, y);
   const Scaling& to = op.scaling;
