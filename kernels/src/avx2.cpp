@@ -181,6 +181,29 @@ struct TwoTaps {
   }
 };
 
+// Four rows as two vectors of two taps each.
+struct TwoRows {
+  static constexpr int kVectors = 2;
+
+  static void gather(const uint8_t* const* rows, __m256i* to) {
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[2 * v]));
+      const __m128i second = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[2 * v + 1]));
+      to[v] = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(first, second));
+    }
+  }
+
+  static void pack(const int8_t* weights, uint8_t* lane) {
+    for (int v = 0; v < 2; ++v) {
+      const int16_t words[2] = {weights[2 * v], weights[2 * v + 1]};
+      std::memcpy(lane + v * 32, words, sizeof words);
+    }
+  }
+
+  static __m256i add(__m256i acc, __m256i x, __m256i w) { return TwoTaps::add(acc, x, w); }
+};
+
 struct Avx2Deep {
   using Wide = TwoTaps;
   using Narrow = TwoTaps;
@@ -192,9 +215,9 @@ const Kernels& avx2_kernels() {
   static const Kernels table = [] {
     Kernels made = plain_kernels("avx2");
     made.dense = dense_or_winograd();
-    made.depthwise = depthwise_kernel<Avx2Deep>();
     made.quantize = quantize;
     made.interleave = interleave;
+    made.depthwise = depthwise_kernel<Avx2Deep, TwoRows>();
     made.add = add;
     made.multiply = multiply;
     made.softmax = softmax;

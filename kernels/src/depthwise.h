@@ -10,7 +10,7 @@
 //   add        acc + activations * weights, per lane
 #pragma once
 
-#include "dense256.h"
+#include "depthwise3.h"
 
 namespace edgewright {
 namespace {
@@ -353,10 +353,25 @@ void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, u
   }
 }
 
-template <class Path>
+// Which way is taken depends on the shape alone. `Taps` is what depthwise3.h asks of a path.
+template <class Path, class Taps>
 ConvolutionKernel depthwise_kernel() {
-  return {depthwise_packed_bytes<Path>, pack_depthwise<Path>, depthwise_scratch_bytes<Path>, depthwise_units,
-          depthwise<Path>};
+  return {
+      [](const Convolution& op) {
+        return three_by_three(op.at) ? three_packed_bytes<Taps>(op) : depthwise_packed_bytes<Path>(op);
+      },
+      [](const Convolution& op, const int8_t* weight, uint8_t* packed) {
+        (three_by_three(op.at) ? pack_three<Taps> : pack_depthwise<Path>)(op, weight, packed);
+      },
+      [](const Convolution& op) {
+        return three_by_three(op.at) ? size_t{0} : depthwise_scratch_bytes<Path>(op);
+      },
+      [](const Convolution& op) { return three_by_three(op.at) ? three_units(op) : depthwise_units(op); },
+      [](const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
+         int64_t begin, int64_t end) {
+        (three_by_three(op.at) ? run_three<Taps> : depthwise<Path>)(op, packed, x, y, scratch, begin, end);
+      },
+  };
 }
 
 }  // namespace

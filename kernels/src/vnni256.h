@@ -73,6 +73,22 @@ struct FourTaps32 : FourTaps {
   }
 };
 
+// Four rows in the bytes of a lane.
+struct FourRows {
+  static constexpr int kVectors = 1;
+
+  static void gather(const uint8_t* const* rows, __m256i* to) {
+    __m128i of[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) of[r] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[r]));
+    const __m128i upper = _mm_unpacklo_epi8(of[0], of[1]), lower = _mm_unpacklo_epi8(of[2], of[3]);
+    to[0] = _mm256_set_m128i(_mm_unpackhi_epi16(upper, lower), _mm_unpacklo_epi16(upper, lower));
+  }
+
+  static void pack(const int8_t* weights, uint8_t* lane) { std::memcpy(lane, weights, 4); }
+  static __m256i add(__m256i acc, __m256i x, __m256i w) { return Vnni::add(acc, x, w); }
+};
+
 struct VnniDeep {
   using Wide = FourTaps32;
   using Narrow = FourTaps16;
@@ -81,9 +97,9 @@ struct VnniDeep {
 [[maybe_unused]] inline Kernels vnni_kernels(const char* name) {
   Kernels made = plain_kernels(name);
   made.dense = dense_kernel<VnniTiles>();
-  made.depthwise = depthwise_kernel<VnniDeep>();
   made.quantize = quantize;
   made.interleave = interleave;
+  made.depthwise = depthwise_kernel<VnniDeep, FourRows>();
   made.add = add;
   made.multiply = multiply;
   made.softmax = softmax;
