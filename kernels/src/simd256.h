@@ -175,15 +175,20 @@ struct Uniform256 {
   return _mm256_srav_epi32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA), by.shift);
 }
 
+// Out of line: it is rare, and would stand in each tile as often as a tile has rows.
+[[maybe_unused, gnu::noinline]] inline void store_some(uint8_t* y, __m128i bytes, int64_t count) {
+  uint8_t all[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(all), bytes);
+  for (int64_t i = 0; i < count; ++i) y[i] = all[i];
+}
+
 [[maybe_unused]] inline void store(uint8_t* y, __m128i bytes, int64_t count) {
   if (count >= 16) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
   } else if (count == 8) {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(y), bytes);
   } else {
-    uint8_t all[16];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(all), bytes);
-    for (int64_t i = 0; i < count; ++i) y[i] = all[i];
+    store_some(y, bytes, count);
   }
 }
 
