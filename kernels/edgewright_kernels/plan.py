@@ -44,11 +44,12 @@ from edgewright_kernels.operators import (
     tensor_inputs,
 )
 from edgewright_kernels.parameters import Int32Array, Interpolation, Rescale, Window
-from edgewright_kernels.program import ARENA_ALIGNMENT, ByteRange, DType, Plan, Tensor
+from edgewright_kernels.program import ARENA_ALIGNMENT, LIMITS, ByteRange, DType, Plan, Tensor
 
 __all__ = [
     "ARENA_ALIGNMENT",
     "HEADER",
+    "LIMITS",
     "MAGIC",
     "MAX_FILE_BYTES",
     "MAX_OPS",

@@ -28,7 +28,8 @@ ARENA_ALIGNMENT = 64  # bytes
 DType: TypeAlias = Literal["float32", "uint8", "int64", "int16"]
 
 _ITEM_BYTES: dict[DType, int] = {"float32": 4, "uint8": 1, "int64": 8, "int16": 2}
-_RANGES: dict[DType, tuple[int, int]] = {"uint8": (0, 255), "int16": (-(1 << 15), (1 << 15) - 1)}
+# The lowest and the highest integer of what lies inside.
+LIMITS: dict[DType, tuple[int, int]] = {"uint8": (0, 255), "int16": (-(1 << 15), (1 << 15) - 1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +60,12 @@ class Tensor:
     @property
     def is_inside(self) -> bool:
         """Whether it lies in the arena, on a grid."""
-        return self.dtype in _RANGES
+        return self.dtype in LIMITS
 
     @property
     def limits(self) -> tuple[int, int]:
         """The lowest and the highest integer of a tensor inside."""
-        return _RANGES[self.dtype]
+        return LIMITS[self.dtype]
 
     @property
     def size_bytes(self) -> int:

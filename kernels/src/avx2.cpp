@@ -2,6 +2,7 @@
 // loaded. Where the weights themselves prove that 16 bits suffice, vpmaddubsw on bytes instead, which is
 // faster and gives the same bits. Only this file is compiled with -mavx2 -mfma.
 #include "borders256.h"
+#include "dense_words.h"
 #include "depthwise.h"
 #include "elementwise256.h"
 #include "layer_norm256.h"
@@ -220,6 +221,7 @@ const Kernels& avx2_kernels() {
     made.depthwise = depthwise_kernel<Avx2Deep, TwoRows>();
     made.add = add;
     made.multiply = multiply;
+    take_words(made.wide);
     made.softmax = softmax;
     made.layer_norm = layer_norm;
     made.lookup = lookup;

@@ -12,12 +12,17 @@ struct Vnni {
 }  // namespace
 }  // namespace edgewright
 
+#include "dense_words.h"
 #include "vnni256.h"
 
 namespace edgewright {
 
 const Kernels& avxvnni_kernels() {
-  static const Kernels table = vnni_kernels("avxvnni");
+  static const Kernels table = [] {
+    Kernels made = vnni_kernels("avxvnni");
+    take_words(made.wide);
+    return made;
+  }();
   return table;
 }
 

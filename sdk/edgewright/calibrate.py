@@ -1,4 +1,4 @@
-"""Calibration: which real interval the 256 integers of each activation stand for."""
+"""Calibration: which real interval the integers of each activation stand for."""
 
 from __future__ import annotations
 
@@ -21,38 +21,51 @@ MOST_BYTES = 256 << 20  # of values watched at a time; a large model gets smalle
 LEAST_SCALE = 2.0**-100  # far above the smallest normal float32
 
 Method = Literal["minmax", "percentile", "mse"]
+Integers = Literal["uint8", "int16"]
+
+_LIMITS: dict[Integers, tuple[int, int]] = {"uint8": (0, 255), "int16": (-(1 << 15), (1 << 15) - 1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """An affine 8-bit grid: `real = scale * (q - zero_point)`, q in 0..255.
+    """A grid: `real = scale * (q - zero_point)`, affine with q of uint8, or symmetric with q of int16.
 
     Attributes:
         scale: A positive float32 value.
-        zero_point: In 0..255; 0.0 lies exactly on it.
+        zero_point: In 0..255, 0 for int16; 0.0 lies exactly on it.
+        dtype: Of q.
     """
 
     scale: float
     zero_point: int
+    dtype: Integers = "uint8"
 
     @classmethod
-    def around(cls, low: float, high: float) -> Grid:
+    def around(cls, low: float, high: float, dtype: Integers = "uint8") -> Grid:
         """The finest grid that holds [low, high] and 0; for a value that is always 0, that of [0, 1]."""
         low, high = min(low, 0.0), max(high, 0.0)
         if high - low < 255.0 * LEAST_SCALE:
             low, high = 0.0, 1.0
+        if dtype == "int16":
+            most = max(-low, high, 32767.0 * LEAST_SCALE)
+            return cls(scale=float(np.float32(most / 32767.0)), zero_point=0, dtype=dtype)
         scale = float(np.float32((high - low) / 255.0))
         return cls(scale=scale, zero_point=int(np.clip(round(-low / scale), 0, 255)))
 
     @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        return _LIMITS[self.dtype]
+
+    @property
     def low(self) -> float:
         """The smallest real value on the grid."""
-        return -self.scale * self.zero_point
+        return self.scale * (self.limits[0] - self.zero_point)
 
     @property
     def high(self) -> float:
         """The largest real value on the grid."""
-        return self.scale * (255 - self.zero_point)
+        return self.scale * (self.limits[1] - self.zero_point)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +76,16 @@ class Observed:
     maximum: float
     counts: npt.NDArray[np.int64]
 
-    def grid(self, method: Method, percentile: float) -> Grid:
+    def grid(self, method: Method, percentile: float, dtype: Integers = "uint8") -> Grid:
         """The grid by min-max, by percentile of the histogram, or by least squared error.
+
+        For int16 always by min-max: it has steps enough, and nothing need be clipped.
 
         Raises:
             ValueError: It was observed without a histogram, and the method needs one.
         """
-        if method == "minmax" or self.minimum == self.maximum:
-            return Grid.around(self.minimum, self.maximum)
+        if method == "minmax" or self.minimum == self.maximum or dtype == "int16":
+            return Grid.around(self.minimum, self.maximum, dtype)
         if not self.counts.any():
             raise ValueError(f"{method!r} needs histograms")
         if method == "percentile":

@@ -148,16 +148,13 @@ def export(
         base=base_grids(base) if base else None,
         overflow_safe=settings.overflow_safe,
         given=given,
+        activations=settings.activations,
     )
-    report(
-        Progress(
-            step="quantize",
-            done=1,
-            total=1,
-            metrics={"kept_grids": quantized.kept_grids},
-            note=_kept(given, len(chosen)) if given else "",
-        )
-    )
+    note = _kept(given, len(chosen)) if given else ""
+    if quantized.narrowed:
+        note = f"read uint8, as their sums could leave 32 bits: {', '.join(quantized.narrowed)}"
+    metrics = {"kept_grids": quantized.kept_grids}
+    report(Progress(step="quantize", done=1, total=1, metrics=metrics, note=note))
 
     weights = safetensors.numpy.save(dict(sorted(quantized.weights.items())))
     made = _Made(weights=weights, ranges=byte_ranges(weights))

@@ -1,7 +1,8 @@
 """Post-training quantization to INT8: a float graph in, a QDQ graph out.
 
-Weights: int8, symmetric, one scale per output channel, in [-127, 127]. Activations: uint8, affine, one scale
-per tensor. Biases: int32 on the grid `input scale * weight scale`. Batch norm was folded before.
+Weights: int8, symmetric, one scale per output channel, in [-127, 127]. Activations: uint8, affine, or int16,
+symmetric (precision.py says which), one scale per tensor. Biases: int32 on the grid `input scale * weight
+scale`. Batch norm was folded before.
 Scheme: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", with per-channel weights as in Krishnamoorthi 2018, arXiv:1806.08342.
 """
@@ -16,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgewright.calibrate import LEAST_SCALE, Grid, Method, Observed
+from edgewright.calibrate import LEAST_SCALE, Grid, Integers, Method, Observed
 from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
 from edgewright.lower.scales import short_factors
 from edgewright.overflow import OverflowSafe, safe_integers, safe_scale
+from edgewright.precision import Activations, Precision
 from edgewright.qdq import Given
 from edgewright.wiring import Wiring, attributes, make_node
 
@@ -34,6 +36,9 @@ BASE_USE = 0.7
 # Layers with so few terms to an output spend a good part of their time on the change of scale behind it;
 # their weight scales are chosen so that it has a short multiplier.
 SHORT_TERMS = 256
+
+INT16_OPSET = 21  # the first in which QuantizeLinear gives int16
+MOST_SUM = (1 << 31) - 1  # of an accumulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +63,14 @@ class Quantized:
         grids: Grid of every activation that has one, inputs and outputs of the graph among them.
         weights: Constants that belong into weights.safetensors, by name.
         kept_grids: How many activation grids and weight channels were taken from the base.
+        narrowed: Layers that read uint8 though int16 was wanted, as their sums could leave 32 bits.
     """
 
     model: onnx.ModelProto
     grids: Mapping[str, Grid]
     weights: Mapping[str, npt.NDArray[Any]]
     kept_grids: int
+    narrowed: tuple[str, ...] = ()
 
 
 def activations_to_observe(model: onnx.ModelProto, given: Given | None = None) -> list[str]:
@@ -91,6 +98,7 @@ def quantize_graph(
     base: BaseGrids | None = None,
     overflow_safe: OverflowSafe = "off",
     given: Given | None = None,
+    activations: Activations = "uint8",
 ) -> Quantized:
     """Inserts QuantizeLinear and DequantizeLinear around every operator that runs in integers.
 
@@ -102,11 +110,14 @@ def quantize_graph(
         base: Keep its grids where they still fit, so that few integers change.
         overflow_safe: Which products of weights and activations must add up within 16 bits (overflow.py).
         given: What a quantized file has decided; it stands, and only the rest is chosen here.
+        activations: Which of them are int16 (precision.py); those of a quantized file are as it says.
 
     Raises:
         ExportError: A weight is NaN or infinite, or nothing in the graph can run in integers.
     """
-    return _Quantizer(model, observed, method, percentile, base, overflow_safe, given or Given()).run()
+    return _Quantizer(
+        model, observed, method, percentile, base, overflow_safe, given or Given(), activations
+    ).run()
 
 
 class _Quantizer:
@@ -119,11 +130,14 @@ class _Quantizer:
         base: BaseGrids | None,
         overflow_safe: OverflowSafe,
         given: Given,
+        activations: Activations,
     ) -> None:
         self.graph, self.given = Wiring(model), given
         self.fusion = Fusion(self.graph, given.grids)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
         self.overflow_safe = overflow_safe
+        self.precision = Precision(self.graph, self.fusion, "uint8" if given.grids else activations)
+        self.narrowed: list[str] = []
         self.constants = dict(self.graph.constants)
         self.producers, self.readers = self.graph.producers(), self.graph.readers()
         self.outputs = set(self.graph.outputs)
@@ -151,8 +165,16 @@ class _Quantizer:
         self.graph.nodes = self.nodes
         self.graph.drop_dead()
         made = self.graph.model()
+        if self.precision.wide:
+            _raise_opset(made)
         onnx.checker.check_model(made)
-        return Quantized(model=made, grids=self.grids, weights=self.weights, kept_grids=self.kept)
+        return Quantized(
+            model=made,
+            grids=self.grids,
+            weights=self.weights,
+            kept_grids=self.kept,
+            narrowed=tuple(self.narrowed),
+        )
 
     # Nodes
 
@@ -161,9 +183,10 @@ class _Quantizer:
         if node.op_type == "Gather":
             self._embedding(node)
             return
-        inputs = [self._activation(n) for n in node.input]
+        takes = self._takes_int16(node)
+        inputs = [self._activation(n, takes=takes) for n in node.input]
         if node.op_type in WEIGHTED and node.input[1] in self.constants:
-            inputs[1:] = self._weight_inputs(node, self.grids[source].scale)
+            inputs[1:] = self._weight_inputs(node, self._grid_read(source, takes=takes))
         elif result in self.fusion.biases:
             inputs = [
                 i if n not in self.constants else self._bias(node, n)
@@ -190,7 +213,8 @@ class _Quantizer:
         if result in self.fusion.inside:
             self.dequantized[result] = result  # the next node reads it directly
         elif node.op_type in GRID_KEEPERS and node.op_type != "Concat":
-            self._boundary(result, self.given.grids.get(result, self.grids[source]), produced=node)
+            read = self._grid_read(source, takes=takes)
+            self._boundary(result, self.given.grids.get(result, read), produced=node)
         else:
             self._boundary(result, self._grid(result), produced=node)
 
@@ -209,25 +233,34 @@ class _Quantizer:
         self.nodes.append(node)
 
     def _embedding(self, node: onnx.NodeProto) -> None:
-        """A table of int8, one scale; what is taken from it lies on the same grid, moved to uint8."""
+        """A table of int8, one scale; what is taken from it lies on the same grid, moved to uint8.
+
+        Where that is int16, the table has a scale for each column.
+        """
         name, result = node.input[0], node.output[0]
         table = self.constants[name]
-        scale = np.float32(max(float(np.abs(table).max()) / 127, LEAST_SCALE))
-        if not np.isfinite(scale):
+        wide = result in self.precision.wide
+        most = np.abs(table).max(axis=0 if wide else None)
+        scale = np.maximum(most.astype(np.float64) / 127, LEAST_SCALE).astype(np.float32)
+        if not np.isfinite(scale).all():
             raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
         if (known := self.given.scale_of(table.reshape(1, -1))) is not None:
-            scale = known[0]
-        self.grids[result] = Grid(scale=float(scale), zero_point=128)
+            scale = np.asarray(known[0], np.float32)
+        if wide:
+            self.grids[result] = Grid.around(float(table.min()), float(table.max()), "int16")
+        else:
+            self.grids[result] = Grid(scale=float(scale), zero_point=128)
         integers = np.clip(np.rint(table / scale), -127, 127).astype(np.int8)
         parameters = [
-            self._parameter(f"{name}.scale", np.array(scale)),
-            self._parameter(f"{name}_zero_point", np.array(0, np.int8), inline=True),
+            self._parameter(f"{name}.scale", np.asarray(scale)),
+            self._parameter(f"{name}_zero_point", np.zeros(scale.shape, np.int8), inline=True),
         ]
+        axis: dict[str, Any] = {"axis": -1} if wide else {}
         raw, taken = f"{result}_taken", f"{result}_row"
         self.nodes.append(
             make_node("Gather", [self._parameter(name, integers), node.input[1]], raw, node.name, axis=0)
         )
-        rows = make_node("DequantizeLinear", [raw, *parameters], taken)
+        rows = make_node("DequantizeLinear", [raw, *parameters], taken, **axis)
         self.nodes.append(rows)
         self._boundary(result, self.given.grids.get(result, self.grids[result]), produced=rows, source=taken)
 
@@ -277,8 +310,41 @@ class _Quantizer:
 
     # Values
 
-    def _activation(self, name: str) -> str:
-        """The name to read an input by: dequantized, where it has a grid."""
+    def _takes_int16(self, node: onnx.NodeProto) -> bool:
+        """Whether a node reads int16 as it is. A layer does where its sums are sure to fit 32 bits."""
+        if not self.precision.takes(node):
+            return False
+        name = node.input[0]
+        layer = node.op_type in WEIGHTED and node.input[1] in self.constants
+        if not layer or name not in self.precision.wide:
+            return True
+        self._activation(name, takes=True)
+        integers, bias = self._layer_integers(node, self.grids[name])
+        sums = np.abs(integers.reshape(len(integers), -1).astype(np.int64)).sum(axis=1)
+        if (sums * (1 << 15) + np.abs(bias) <= MOST_SUM).all():
+            return True
+        self.narrowed.append(node.name)
+        return False
+
+    def _layer_integers(
+        self, node: onnx.NodeProto, grid: Grid
+    ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
+        """A layer's weights, output channels first, and biases, as integers for an input on this grid."""
+        rows = self.constants[node.input[1]]
+        rows = rows.T if node.op_type == "MatMul" else rows
+        name = self._later_bias(node) or [*node.input, ""][2]
+        bias = np.abs(self.constants[name].astype(np.float64)) if name else np.zeros(len(rows))
+        kept = self.kept
+        scale = self._weight_scale(node.input[1], rows, bias, grid, self._result_grid(node), "off")
+        self.kept = kept  # counted when the layer is written
+        return safe_integers(rows, scale, "off"), np.rint(bias / (np.float32(grid.scale) * scale))
+
+    def _grid_read(self, name: str, *, takes: bool) -> Grid:
+        """The grid on which a node reads a value."""
+        return self.grids[name] if takes or name not in self.precision.wide else self.grids[_narrow(name)]
+
+    def _activation(self, name: str, *, takes: bool = True) -> str:
+        """The name to read an input by: dequantized, where it has a grid; from uint8 unless `takes`."""
         if not name or name in self.constants or name not in self.fusion.floating:
             return name
         before = self.producers.get(name)
@@ -286,7 +352,18 @@ class _Quantizer:
             return name
         if name not in self.dequantized:
             self._boundary(name, self._grid(name), produced=None)
-        return self.dequantized[name]
+        if takes or name not in self.precision.wide:
+            return self.dequantized[name]
+        if _narrow(name) not in self.grids:
+            self.grids[_narrow(name)] = self._narrow_grid(name)
+            self._requantized(name, _narrow(name), self.grids[_narrow(name)])
+        return f"{_narrow(name)}_dequantized"
+
+    def _narrow_grid(self, name: str) -> Grid:
+        """A grid of uint8 for a value that lies on one of int16, perhaps moved from where it was observed."""
+        while name not in self.observed:
+            name = self.producers[name].input[0]
+        return self.observed[name].grid(self.method, self.percentile)
 
     def _boundary(
         self, name: str, grid: Grid, *, produced: onnx.NodeProto | None, source: str | None = None
@@ -303,7 +380,7 @@ class _Quantizer:
     def _pair(self, source: str, name: str, result: str, grid: Grid) -> None:
         numbers = [
             self._parameter(f"{name}_scale", np.array(grid.scale, np.float32), inline=True),
-            self._parameter(f"{name}_zero_point", np.array(grid.zero_point, np.uint8), inline=True),
+            self._parameter(f"{name}_zero_point", np.array(grid.zero_point, grid.dtype), inline=True),
         ]
         quantized = f"{name}_quantized"
         self.nodes.append(make_node("QuantizeLinear", [source, *numbers], quantized, f"{name}_q"))
@@ -323,7 +400,7 @@ class _Quantizer:
             return self.given.grids[name]
         fresh = self.wanted.get(name) or self._fresh_grid(name)
         old = self.base.activations.get(name) if self.base else None
-        if old is None or name in self.wanted:
+        if old is None or old.dtype != fresh.dtype or name in self.wanted:
             return fresh
         overshoot = max(fresh.high - old.high, old.low - fresh.low)
         span, fresh_span = old.high - old.low, fresh.high - fresh.low
@@ -335,7 +412,10 @@ class _Quantizer:
     def _fresh_grid(self, name: str) -> Grid:
         if name in self.given.grids:
             return self.given.grids[name]
-        return self.observed[name].grid(self.method, self.percentile)
+        return self.observed[name].grid(self.method, self.percentile, self._dtype(name))
+
+    def _dtype(self, name: str) -> Integers:
+        return "int16" if name in self.precision.wide else "uint8"
 
     # Constants
 
@@ -354,17 +434,19 @@ class _Quantizer:
         return self._parameter(f"{name}.{node.name}" if taken else name, value)
 
     def _constant(self, name: str, node: onnx.NodeProto, grid: Grid | None = None) -> str:
-        """A constant operand as uint8 on a grid of its own, or on the one given."""
+        """A constant operand on a grid of its own, int16 beside or before int16, or on the one given."""
         value = self.constants[name].astype(np.float64)
         if not np.isfinite(value).all():
             raise ExportError(f"node {node.name!r}: its constant {name!r} holds NaN or infinity")
-        grid = grid or self.given.grid_of(value) or Grid.around(float(value.min()), float(value.max()))
+        wide = self.precision.wide.intersection([*node.input, *node.output])
+        ends = float(value.min()), float(value.max())
+        grid = grid or self.given.grid_of(value) or Grid.around(*ends, "int16" if wide else "uint8")
         own = f"{name}.{node.name}" if name in self.weights else name
-        steps = np.clip(np.rint(value / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8)
+        steps = np.clip(np.rint(value / grid.scale) + grid.zero_point, *grid.limits).astype(grid.dtype)
         inputs = [
             self._parameter(own, steps),
             self._parameter(f"{own}_scale", np.array(grid.scale, np.float32), inline=True),
-            self._parameter(f"{own}_zero_point", np.array(grid.zero_point, np.uint8), inline=True),
+            self._parameter(f"{own}_zero_point", np.array(grid.zero_point, grid.dtype), inline=True),
         ]
         self.nodes.append(make_node("DequantizeLinear", inputs, f"{own}_dequantized", f"{own}_dq"))
         return f"{own}_dequantized"
@@ -391,7 +473,8 @@ class _Quantizer:
             self.nodes.append(make_node("Mul", [f"{name}_hidden", far], f"{name}_mask"))
         return f"{name}_mask"
 
-    def _weight_inputs(self, node: onnx.NodeProto, input_scale: float) -> list[str]:
+    def _weight_inputs(self, node: onnx.NodeProto, grid: Grid) -> list[str]:
+        """Weight and bias for an input on this grid."""
         weight_name, bias_name = node.input[1], [*node.input, ""][2]
         # Output channels first, as lowering wants them; all but ConvTranspose's, which are second.
         weight = self.constants[weight_name].T if node.op_type == "MatMul" else self.constants[weight_name]
@@ -407,30 +490,28 @@ class _Quantizer:
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
         known, safe = self.given.scale_of(rows), self._safety(node, rows.shape)
         if known is None:
-            scale = self._weight_scale(
-                prefix, rows, largest_bias, input_scale, self._result_scale(node), safe
-            )
+            scale = self._weight_scale(prefix, rows, largest_bias, grid, self._result_grid(node), safe)
         else:
-            scale, safe = np.maximum(known, _least_scale(largest_bias, input_scale)), "off"
+            scale, safe = np.maximum(known, _least_scale(largest_bias, grid.scale)), "off"
             scale = scale.astype(np.float32)
         integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
         names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale", axis)]
         if node.op_type == "MatMul":
             self.nodes.append(make_node("Transpose", names, f"{prefix}_turned", perm=[1, 0]))
-            self.bias_scales[node.output[0]] = np.float32(input_scale) * scale
+            self.bias_scales[node.output[0]] = np.float32(grid.scale) * scale
             return [f"{prefix}_turned"]
         if bias_name:
             names.append(
-                self._bias_constant(node, bias_name, np.tile(np.float32(input_scale) * scale, groups))
+                self._bias_constant(node, bias_name, np.tile(np.float32(grid.scale) * scale, groups))
             )
         return names
 
-    def _result_scale(self, node: onnx.NodeProto) -> float:
-        """Scale of the grid that a layer's results go to, behind what it takes in."""
+    def _result_grid(self, node: onnx.NodeProto) -> Grid:
+        """The grid that a layer's results go to, behind what it takes in."""
         name = node.output[0]
         while name in self.fusion.inside:
             name = self.readers[name][0].output[0]
-        return self._grid(name).scale
+        return self._grid(name)
 
     def _safety(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> OverflowSafe:
         """What a layer's weights have to hold: nothing where the engine never adds in 16 bits."""
@@ -462,16 +543,16 @@ class _Quantizer:
         name: str,
         weight: npt.NDArray[Any],
         bias: npt.NDArray[np.float64],
-        input_scale: float,
-        output_scale: float,
+        grid: Grid,
+        result: Grid,
         safe: OverflowSafe,
     ) -> npt.NDArray[np.float32]:
         """One scale per output channel; large enough that bias and accumulator stay within 32 bits."""
         largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-        least = _least_scale(bias, input_scale)
+        least = _least_scale(bias, grid.scale)
         fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
-        if weight[0].size <= SHORT_TERMS:
-            step = output_scale / input_scale
+        if weight[0].size <= SHORT_TERMS and grid.dtype == result.dtype == "uint8":
+            step = result.scale / grid.scale
             fresh = (short_factors(fresh.astype(np.float64) / step) * step).astype(np.float32)
         old = self.base.weights.get(name) if self.base else None
         if old is None or old.shape != fresh.shape:
@@ -504,3 +585,15 @@ def _least_scale(bias: npt.NDArray[np.float64], input_scale: float) -> npt.NDArr
     """The finest steps of weights at which a bias, on the grid of input and weight, fits 32 bits."""
     # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
     return np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))
+
+
+def _narrow(name: str) -> str:
+    """The name of an int16 value on a grid of uint8."""
+    return f"{name}_to_uint8"
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    """Brings a graph to the opset of int16, in which nothing of a normalized graph means something else."""
+    for opset in model.opset_import:
+        if opset.domain in {"", "ai.onnx"}:
+            opset.version = max(opset.version, INT16_OPSET)

@@ -122,12 +122,15 @@ class Quantize:
         calibration: How an activation's range is chosen from samples: "minmax" (all that was seen),
             "percentile" (clips the rarest), "mse" (least squared error).
         percentile: The part of the values, in percent, that "percentile" keeps.
+        activations: Their integers: "uint8"; "mixed", with int16 where sums, norms and softmax read, as in a
+            transformer, and uint8 where layers do; or "int16", wherever the engine has it.
         overflow_safe: Chooses weights whose products may be added in 16 bits, "pairs" or "quads" of them at a
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
     """
 
     calibration: Literal["minmax", "percentile", "mse"] = "minmax"
     percentile: float = _number(99.99, 50, 100, above=True)
+    activations: Literal["uint8", "mixed", "int16"] = "uint8"
     overflow_safe: Literal["off", "pairs", "quads"] = "off"
 
     def __post_init__(self) -> None:

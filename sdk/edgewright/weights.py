@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 import safetensors.numpy
 
@@ -37,7 +38,9 @@ def base_grids(base: Artifact) -> BaseGrids:
     }
     grids = {
         node.output[0].removesuffix("_quantized"): Grid(
-            scale=float(inline[node.input[1]]), zero_point=int(inline[node.input[2]])
+            scale=float(inline[node.input[1]]),
+            zero_point=int(inline[node.input[2]]),
+            dtype="int16" if inline[node.input[2]].dtype == np.int16 else "uint8",
         )
         for node in model.graph.node
         if node.op_type == "QuantizeLinear"

@@ -676,7 +676,7 @@ def test_activations_of_another_kind_are_refused() -> None:
     for constant in quantized.model.graph.initializer:
         if constant.name == "x_zero_point":
             constant.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.int8), "x_zero_point"))
-    with pytest.raises(ExportError, match="'x': activations must be uint8 with one scale, not int8"):
+    with pytest.raises(ExportError, match="'x': activations must be uint8 or int16 with one scale, not int8"):
         lower(quantized.model, {}, 0)
 
 

@@ -9,7 +9,7 @@ from edgewright_kernels.plan import ARENA_ALIGNMENT, Op, Reshape, Tensor, tensor
 
 
 def place_in_arena(tensors: Iterable[Tensor], ops: Sequence[Op]) -> tuple[tuple[Tensor, ...], int]:
-    """Gives every uint8 tensor a place, so that values alive at the same time do not overlap.
+    """Gives every tensor inside a place, so that values alive at the same time do not overlap.
 
     Greedy by size, the largest first, each at the lowest place that is free during its life.
     (Pisarchyk & Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size.)
@@ -31,7 +31,7 @@ def place_in_arena(tensors: Iterable[Tensor], ops: Sequence[Op]) -> tuple[tuple[
     for number, owner in home.items():
         life[owner] = (min(life[owner][0], life[number][0]), max(life[owner][1], life[number][1]))
     order = sorted(
-        (n for n, owner in home.items() if placed[n].dtype == "uint8" and owner == n),
+        (n for n, owner in home.items() if placed[n].is_inside and owner == n),
         key=lambda n: (-placed[n].size_bytes, n),
     )
     done: list[tuple[int, int, int]] = []  # number, offset, end

@@ -19,7 +19,7 @@ import onnx
 from edgewright.errors import ExportError
 from edgewright.lower.scales import REMEDY, describe, rescale_of
 from edgewright.wiring import Wiring
-from edgewright_kernels.plan import ByteRange, Constant, Op, Requantize, Reshape, Tensor, Transpose
+from edgewright_kernels.plan import ByteRange, Constant, DType, Op, Requantize, Reshape, Tensor, Transpose
 
 Order = tuple[int, ...]
 
@@ -52,6 +52,7 @@ class Result:
         zero_point: Of its grid.
         low: Lower clamp in integers; a ReLU behind the operator raises it.
         high: Upper clamp.
+        dtype: Of its integers.
         factor: What multiplies the operator's result.
     """
 
@@ -59,8 +60,9 @@ class Result:
     shape: tuple[int, ...]
     scale: float
     zero_point: int
-    low: int = 0
-    high: int = 255
+    low: int
+    high: int
+    dtype: DType = "uint8"
     factor: float = 1.0
 
     def clamped(self, low: float, high: float) -> Result:
@@ -69,9 +71,9 @@ class Result:
         def on_grid(value: float, otherwise: int) -> int:
             if math.isinf(value):
                 return otherwise
-            return int(np.clip(np.rint(value / self.scale) + self.zero_point, 0, 255))
+            return int(np.clip(np.rint(value / self.scale) + self.zero_point, self.low, self.high))
 
-        return replace(self, low=max(self.low, on_grid(low, 0)), high=min(self.high, on_grid(high, 255)))
+        return replace(self, low=on_grid(low, self.low), high=on_grid(high, self.high))
 
 
 class Draft:
@@ -131,11 +133,19 @@ class Draft:
         self.tensors.append(Tensor(name=unique, **fields))
         return len(self.tensors) - 1
 
-    def new(self, name: str, shape: Sequence[int], order: Order, scale: float, zero_point: int) -> Value:
-        """Adds a uint8 tensor for a value of this shape, in the graph's order."""
+    def new(
+        self,
+        name: str,
+        shape: Sequence[int],
+        order: Order,
+        scale: float,
+        zero_point: int,
+        dtype: DType = "uint8",
+    ) -> Value:
+        """Adds a tensor for a value of this shape, in the graph's order."""
         number = self.add(
             name=name,
-            dtype="uint8",
+            dtype=dtype,
             shape=tuple(shape[i] for i in order),
             scale=scale,
             zero_point=zero_point,
@@ -145,18 +155,19 @@ class Draft:
     def like(self, value: Value, name: str, shape: Sequence[int], order: Order) -> Value:
         """Adds a tensor on the grid of another."""
         grid = self.tensor(value)
-        return self.new(name, shape, order, grid.scale, grid.zero_point)
+        return self.new(name, shape, order, grid.scale, grid.zero_point, grid.dtype)
 
     def give(self, result: Result, order: Order) -> Value:
         """Adds the tensor of an operator's result."""
-        made = self.new(result.name, result.shape, order, result.scale, result.zero_point)
+        made = self.new(result.name, result.shape, order, result.scale, result.zero_point, result.dtype)
         self.values[result.name] = made
         return made
 
     def keep(self, node: onnx.NodeProto, value: Value, result: Result) -> None:
         """Hands on a value that was only moved; on to the grid of the result, if that is another."""
         t = self.tensor(value)
-        if (t.scale, t.zero_point, result.low, result.high) == (result.scale, result.zero_point, 0, 255):
+        grid = (t.dtype, t.scale, t.zero_point, *t.limits)
+        if grid == (result.dtype, result.scale, result.zero_point, result.low, result.high):
             self.values[result.name] = value
             return
         y = self.give(result, value.order)
@@ -191,7 +202,7 @@ class Draft:
     # Operands
 
     def operand(self, node: onnx.NodeProto, index: int) -> Value:
-        """The uint8 value behind a node's input."""
+        """The quantized value behind a node's input."""
         name = node.input[index]
         before = self.producers.get(name)
         if before is not None and before.op_type == "Expand":
@@ -215,15 +226,15 @@ class Draft:
         )
 
     def _constant(self, node: onnx.NodeProto, dequantize: onnx.NodeProto) -> Value:
-        """A constant operand: uint8, one scale. A batch of size 1 in front of its shape is left out."""
+        """A constant operand: one scale. A batch of size 1 in front of its shape is left out."""
         name = dequantize.input[0]
-        integers, (scale, zero_point) = self.graph.constants[name], self.grid(dequantize)
+        integers, (scale, zero_point, dtype) = self.graph.constants[name], self.grid(dequantize)
         shape = integers.shape
         rank = len(self.shapes.get(node.output[0], shape))
         if len(shape) == rank and shape[:1] == (1,):
             shape = shape[1:]
         shape = shape or (1,)
-        made = self.new(name, shape, tuple(range(len(shape))), scale, zero_point)
+        made = self.new(name, shape, tuple(range(len(shape))), scale, zero_point, dtype)
         self.ops.append(Constant(y=made.number, weight=self.range(name)))
         self.values[name] = made
         return made
@@ -249,15 +260,19 @@ class Draft:
         """The number of a constant's byte range."""
         return self.range_numbers.setdefault(name, len(self.range_numbers))
 
-    def grid(self, node: onnx.NodeProto) -> tuple[float, int]:
-        """Scale and zero point of a QuantizeLinear or DequantizeLinear of activations."""
+    def grid(self, node: onnx.NodeProto) -> tuple[float, int, DType]:
+        """Scale, zero point and dtype of a QuantizeLinear or DequantizeLinear of activations."""
         scale, zero_point = (self.graph.constants.get(n) for n in [*node.input, ""][1:3])
-        if scale is None or zero_point is None or zero_point.dtype != np.uint8 or scale.size != 1:
+        known = zero_point is not None and zero_point.dtype in {np.dtype(np.uint8), np.dtype(np.int16)}
+        if scale is None or zero_point is None or not known or scale.size != 1:
             kind = "computed" if zero_point is None else zero_point.dtype
             raise ExportError(
-                f"value {node.input[0]!r}: activations must be uint8 with one scale, not {kind}"
+                f"value {node.input[0]!r}: activations must be uint8 or int16 with one scale, not {kind}"
             )
-        return float(scale.item()), int(zero_point.item())
+        if zero_point.dtype == np.int16 and zero_point.item() != 0:
+            raise ExportError(f"value {node.input[0]!r}: the zero point of int16 must be 0; {REMEDY}")
+        dtype: DType = "int16" if zero_point.dtype == np.int16 else "uint8"
+        return float(scale.item()), int(zero_point.item()), dtype
 
 
 def straight(rank: int) -> Order:

@@ -50,26 +50,45 @@ def _beside(draft: Draft, b: Value, a: Value) -> Value:
 
 def _negated(draft: Draft, value: Value) -> Value:
     t = draft.tensor(value)
-    y = draft.new(f"-{t.name}", draft.shape(value), value.order, t.scale, 255 - t.zero_point)
-    draft.ops.append(Lookup(x=value.number, y=y.number, table=bytes(range(255, -1, -1))))
+    zero_point = 255 - t.zero_point if t.dtype == "uint8" else 0
+    y = draft.new(f"-{t.name}", draft.shape(value), value.order, t.scale, zero_point, t.dtype)
+    table = bytes(range(255, -1, -1)) if t.dtype == "uint8" else _line(-_nodes(), t.limits)
+    draft.ops.append(Lookup(x=value.number, y=y.number, table=table))
     return y
 
 
+def _nodes() -> npt.NDArray[np.float64]:
+    """The 513 integers of int16 that a table has entries for, the last one past its end."""
+    return np.arange(-256, 257) * np.float64(128)
+
+
+def _line(steps: npt.NDArray[np.float64], limits: tuple[int, int]) -> bytes:
+    """The table of a function of int16, from its results at `_nodes()` in steps of y, zero point included."""
+    with np.errstate(all="ignore"):
+        entries = np.clip(np.rint(128 * steps), 128 * limits[0], 128 * limits[1])
+    return entries.astype("<i4").tobytes()
+
+
 def _reals(t: Tensor) -> npt.NDArray[np.float64]:
-    """The 256 real values of a tensor's grid."""
-    return (np.arange(256) - t.zero_point) * np.float64(np.float32(t.scale))
+    """The real values that a table of a tensor has entries for."""
+    integers = np.arange(256) - t.zero_point if t.dtype == "uint8" else _nodes()
+    return integers * np.float64(np.float32(t.scale))
 
 
 def lookup(draft: Draft, node: onnx.NodeProto, source: str, result: Result) -> None:
-    """Any function of one value, as a table: in float64, rounded half to even."""
+    """Any function of one value, as a table: in float64, rounded half to even; lines between for int16."""
     before = draft.producers[source]
     x = draft.values[before.input[0]]
     real = evaluate(node.output[0], source, _reals(draft.tensor(x)), draft.producers, draft.graph.constants)
     with np.errstate(all="ignore"):
-        steps = np.rint(np.nan_to_num(real, nan=0.0) / result.scale) + result.zero_point
-    table = np.clip(steps, result.low, result.high).astype(np.uint8)
+        steps = np.nan_to_num(real, nan=0.0) / result.scale
+        if draft.tensor(x).dtype == "int16":
+            table = _line(steps + result.zero_point, (result.low, result.high))
+        else:
+            whole = np.clip(np.rint(steps) + result.zero_point, result.low, result.high)
+            table = whole.astype(np.dtype(result.dtype).newbyteorder("<")).tobytes()
     y = draft.give(result, x.order)
-    draft.ops.append(Lookup(x=x.number, y=y.number, table=table.tobytes()))
+    draft.ops.append(Lookup(x=x.number, y=y.number, table=table))
 
 
 def softmax(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
@@ -81,7 +100,7 @@ def softmax(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
     x = draft.arranged(scores, last_stays(scores.order))
     if mask is not None:
         mask = _beside(draft, mask, x)
-    table = np.rint(EXPONENT_ONE * np.exp(-np.float64(draft.tensor(x).scale) * np.arange(256)))
+    table = _exponentials(draft.tensor(x))
     change = rescale_of(node, [1 / (result.scale * EXPONENT_ONE)], result.low, result.high)
     y = draft.give(result, x.order)
     draft.ops.append(
@@ -93,6 +112,16 @@ def softmax(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
             rescale=change,
         )
     )
+
+
+def _exponentials(t: Tensor) -> npt.NDArray[np.float64]:
+    """The table of softmax over values of this tensor; of int16 two: of low bytes, and of high ones."""
+    steps = -np.float64(t.scale) * np.arange(256)
+    parts = [EXPONENT_ONE * np.exp(steps)]
+    if t.dtype == "int16":
+        parts = [EXPONENT_ONE / 2 * np.exp(steps), EXPONENT_ONE * np.exp(256 * steps)]
+    table: npt.NDArray[np.float64] = np.rint(np.concatenate(parts))
+    return table
 
 
 def _masked(draft: Draft, node: onnx.NodeProto) -> tuple[Value, Value | None]:
@@ -173,7 +202,7 @@ def layer_norm(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
             y=y.number,
             gain=tuple(int(v) for v in np.rint(np.ldexp(gain, shift - 15))),
             offset=tuple(int(v) for v in np.rint(np.ldexp(offset, shift))),
-            epsilon=min(max(epsilon, 1), 1 << 46),
+            epsilon=min(max(epsilon, 1), 1 << (46 if t.dtype == "uint8" else 60)),
             rescale=Rescale(
                 multiplier=np.array([1], np.int32),
                 shift=np.array([shift], np.int32),

@@ -139,11 +139,16 @@ def embedding(draft: Draft, node: onnx.NodeProto, dequantize: onnx.NodeProto, re
         raise ExportError(f"{describe(node)}: its indices must be an int64 input of the model; {REMEDY}")
     scale = draft.graph.constants[dequantize.input[1]]
     integers = draft.graph.constants[table]
-    if scale.size != 1 or integers.dtype != np.int8 or integers.ndim != 2 or table not in draft.ranges:
+    scales = scale.size == 1 or (
+        scale.size == integers.shape[-1] and attributes(dequantize).get("axis", 1) in {-1, len(result.shape)}
+    )
+    if not scales or integers.dtype != np.int8 or integers.ndim != 2 or table not in draft.ranges:
         raise ExportError(
-            f"{describe(node)}: its table must be int8, two-dimensional, with one scale; {REMEDY}"
+            f"{describe(node)}: its table must be int8, two-dimensional, with one scale, or one for each "
+            f"column; {REMEDY}"
         )
-    change = rescale_of(node, [float(scale.item()) / result.scale], result.low, result.high)
+    factors = scale.reshape(-1).astype(np.float64) / result.scale
+    change = rescale_of(node, factors, result.low, result.high)
     y = draft.give(result, tuple(range(len(result.shape))))
     draft.ops.append(
         Embedding(x=draft.values[x].number, y=y.number, weight=draft.range(table), rescale=change)

@@ -1,7 +1,7 @@
 """From each QuantizeLinear back to what it quantizes: one operator of the program.
 
-Reads graphs in which every operator stands between DequantizeLinear and QuantizeLinear, with uint8
-activations and int8 weights that are symmetric per output channel. Which operators and forms:
+Reads graphs in which every operator stands between DequantizeLinear and QuantizeLinear, with uint8 or
+int16 activations and int8 weights that are symmetric per output channel. Which operators and forms:
 docs/guides/operators.md.
 """
 
@@ -21,7 +21,7 @@ from edgewright.lower.arena import place_in_arena
 from edgewright.lower.draft import Draft, Result, Value, channels_last, straight
 from edgewright.lower.scales import REMEDY, describe, rescale_of
 from edgewright.normalform import scale_of
-from edgewright_kernels.plan import ByteRange, Dequantize, Plan, Quantize, Requantize
+from edgewright_kernels.plan import LIMITS, ByteRange, Dequantize, Plan, Quantize, Requantize
 
 _Handler = Callable[[Draft, onnx.NodeProto, Result], None]
 _HANDLERS: Mapping[str, _Handler] = {
@@ -131,12 +131,26 @@ def attempt(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> Attempt:
 
 def _enter(draft: Draft, quantize: onnx.NodeProto) -> None:
     """Takes what a QuantizeLinear reads as one more input of the program."""
-    source, name = quantize.input[0], quantize.output[0]
+    source = quantize.input[0]
     shape = draft.sample_shape(source)
-    scale, zero_point = draft.grid(quantize)
     draft.values[source] = Value(draft.add(name=source, dtype="float32", shape=shape), straight(len(shape)))
-    _from_input(draft, source, Result(name=name, shape=shape, scale=scale, zero_point=zero_point))
+    _from_input(draft, source, _result(draft, quantize, shape))
     del draft.values[source]
+
+
+def _result(draft: Draft, quantize: onnx.NodeProto, shape: tuple[int, ...]) -> Result:
+    """Where what a QuantizeLinear reads goes."""
+    scale, zero_point, dtype = draft.grid(quantize)
+    low, high = LIMITS[dtype]
+    return Result(
+        name=quantize.output[0],
+        shape=shape,
+        scale=scale,
+        zero_point=zero_point,
+        low=low,
+        high=high,
+        dtype=dtype,
+    )
 
 
 def _input(draft: Draft, name: str) -> int:
@@ -183,13 +197,7 @@ def _quantized(draft: Draft, quantize: onnx.NodeProto) -> None:
     source = quantize.input[0]
     if source in draft.graph.constants:
         return
-    scale, zero_point = draft.grid(quantize)
-    result = Result(
-        name=quantize.output[0],
-        shape=draft.sample_shape(quantize.output[0]),
-        scale=scale,
-        zero_point=zero_point,
-    )
+    result = _result(draft, quantize, draft.sample_shape(quantize.output[0]))
     node = draft.producers.get(source)
     if node is None:
         _from_input(draft, source, result)

@@ -130,7 +130,7 @@ def concat(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
     order = values[0].order
     for value in values:
         t = draft.tensor(value)
-        if (t.scale, t.zero_point) != (result.scale, result.zero_point):
+        if (t.dtype, t.scale, t.zero_point) != (result.dtype, result.scale, result.zero_point):
             raise ExportError(f"{describe(node)}: {t.name!r} is on another grid than its result; {REMEDY}")
     inputs = tuple(draft.arranged(v, order).number for v in values)
     y = draft.like(values[0], result.name, result.shape, order)
