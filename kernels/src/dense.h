@@ -179,18 +179,66 @@ inline void lay_out_patch(const Convolution& op, const uint8_t* x, const Inside&
   }
 }
 
+// Outputs of a row whose windows lie inside the image along that row: from `first`, `count` of them.
+struct Run {
+  int64_t first, count;
+};
+
+inline Run inner_run(const Sliding& at) {
+  const int64_t span = (at.kernel[1] - 1) * at.dilation[1] + 1, step = at.stride[1];
+  const int64_t first = (at.before[1] + step - 1) / step;
+  const int64_t room = at.in[1] + at.before[1] - span;
+  const int64_t last = room < 0 ? 0 : smaller(room / step + 1, at.out[1]);
+  return {first, last > first ? last - first : 0};
+}
+
+// The patches of up to `count` outputs side by side whose windows lie inside, the first at `x`; gives how
+// many. What is written past a row of a patch is written over by what follows. `end` is that of the image.
+inline int64_t lay_out_run(const Sliding& at, const uint8_t* x, const uint8_t* end, int64_t count,
+                           int64_t stride, uint8_t* to) {
+  const int64_t row_terms = at.kernel[1] * at.in_channels, step = at.stride[1] * at.in_channels;
+  const int64_t row_bytes = at.in[1] * at.in_channels, rows = at.kernel[0], down = row_bytes * at.dilation[0];
+  const int64_t room = end - x - down * (rows - 1) - round_up(row_terms, kOvershoot);
+  count = room < 0 ? 0 : smaller(count, room / step + 1);
+  for (int64_t i = 0; i < count; ++i, x += step, to += stride) {
+    const uint8_t* from = x;
+    uint8_t* row = to;
+    for (int64_t r = 0; r < rows; ++r, from += down, row += row_terms) {
+      for (int64_t c = 0; c < row_terms; c += kOvershoot) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(row + c), load_half(from + c));
+      }
+    }
+  }
+  return count;
+}
+
 // `count` rows from number `from` on, padded_terms(op) bytes each. What lies past the last term meets a
 // weight of zero.
 inline void lay_out_patches(const Convolution& op, const uint8_t* x, int64_t from, int64_t count,
                             uint8_t* to) {
   const Sliding& at = op.at;
-  const int64_t stride = padded_terms(op);
+  const int64_t stride = padded_terms(op), channels = at.in_channels;
+  const uint8_t* const end = x + at.in[0] * at.in[1] * channels;
+  const Run inner = inner_run(at);
   int64_t oy = from / at.out[1], ox = from % at.out[1];
   Inside rows = taps_inside(at, 0, oy);
-  for (int64_t i = 0; i < count; ++i, to += stride) {
-    lay_out_patch(op, x, rows, taps_inside(at, 1, ox), to);
-    for (int64_t pad = terms(op); pad < stride; ++pad) to[pad] = 0;
-    if (++ox == at.out[1] && i + 1 < count) {
+  while (count > 0) {
+    int64_t done = 0;
+    const bool whole = at.dilation[1] == 1 && rows.first == 0 && rows.last == at.kernel[0];
+    if (whole && ox >= inner.first && ox < inner.first + inner.count) {
+      const int64_t column = ox * at.stride[1] - at.before[1];
+      done = lay_out_run(at, x + (rows.start * at.in[1] + column) * channels, end,
+                         smaller(count, inner.first + inner.count - ox), stride, to);
+    }
+    if (done == 0) {
+      lay_out_patch(op, x, rows, taps_inside(at, 1, ox), to);
+      for (int64_t pad = terms(op); pad < stride; ++pad) to[pad] = 0;
+      done = 1;
+    }
+    to += done * stride;
+    count -= done;
+    ox += done;
+    if (ox == at.out[1] && count > 0) {
       ox = 0;
       rows = taps_inside(at, 0, ++oy);
     }
