@@ -232,6 +232,13 @@ def export(
         bool,
         typer.Option(help="Hand operators that the native engine lacks to ONNX Runtime, the rest to itself."),
     ] = True,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Lengths of sequences to make a program for each of, such as 32,64,128."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="With --lengths: the input that hides padding; found if left out.")
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX."""
@@ -260,6 +267,8 @@ def export(
             quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
             backend=backend,
             fallback=fallback,
+            lengths=_lengths(lengths),
+            mask=mask,
             progress=_noting(notes, progress),
         )
     for note in notes:
@@ -278,8 +287,20 @@ def export(
             "files": {name: file.size_bytes for name, file in artifact.files.items()},
             "notes": notes,
             "parts": [asdict(part) for part in artifact.parts],
+            "lengths": asdict(artifact.lengths) if artifact.lengths else None,
         },
     )
+
+
+def _lengths(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: give numbers such as 32,64,128", param_hint="--lengths"
+        ) from None
 
 
 def _noting(notes: list[str], progress: OnProgress) -> OnProgress:

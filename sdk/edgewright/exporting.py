@@ -17,8 +17,9 @@ import safetensors.numpy
 from edgewright.calibrate import Grid, Observed, observe
 from edgewright.errors import ExportError
 from edgewright.golden import golden_inputs, golden_of_parts
-from edgewright.graph import float_graph, onnx_function
+from edgewright.graph import float_graph, forward_parameters, onnx_function
 from edgewright.indices import tabulate
+from edgewright.lengths import Programs, Sequences, programs
 from edgewright.lower import lower
 from edgewright.normalform import normalize
 from edgewright.parts import GraphPart, partition
@@ -59,6 +60,9 @@ def export(
     quantize: Quantize | None = None,
     backend: Backend = "native",
     fallback: bool = True,
+    lengths: Sequence[int] | None = None,
+    axes: Mapping[str, int] | None = None,
+    mask: str | None = None,
     progress: OnProgress | None = None,
 ) -> Artifact:
     """Quantizes a model to INT8 and writes it as an artifact.
@@ -69,7 +73,7 @@ def export(
     Args:
         model: A module, or the path of a `.pt2` program or an `.onnx` file. Batch first; inputs of float32,
             or of int64 for row numbers of tables (tokens) and masks of 0 and 1. All other sizes are fixed,
-            the length of sequences among them.
+            but for the length of sequences where `lengths` says so.
         example_inputs: For a module: the arguments of one call. Left out, calibration samples serve.
         target: What will run it.
         calibration: Samples like those the model will see: an array (samples, ...); a mapping of such arrays
@@ -82,6 +86,13 @@ def export(
             operators that the native engine lacks.
         fallback: Operators that the native engine lacks go to ONNX Runtime, where the target has it, and the
             others stay native; `progress` names them. False refuses such a model.
+        lengths: Lengths of sequences, such as (32, 64, 128): an integer program is made for each, all on the
+            same grids and weights. Calibration samples have the largest. Other lengths are padded to the
+            next, if the model has a mask and padding changes no bit, which is tried here; else they are
+            refused. Of a `.pt2` or `.onnx` file, free axes of the inputs are the sequences.
+        axes: Of a module with `lengths`: the axis of the sequence, by input name; 1 of each if left out.
+        mask: The input, 1 where a sequence is and 0 behind it, that hides padding. Found, if there is one,
+            when left out; when given, a model in which padding behind it changes results is refused.
         progress: Called as the work goes on.
 
     Returns:
@@ -107,19 +118,21 @@ def export(
         calibration = list(itertools.islice(calibration, MAX_CALIBRATION_SAMPLES))
 
     report(Progress(step="trace", done=0, total=1))
-    if isinstance(model, str | os.PathLike):
-        raw = float_graph(Path(model), slim=False)
-    else:
-        example = example_of(model, calibration) if example_inputs is None else example_inputs
-        raw = float_graph(model, as_tuple(example), slim=False)
-    given = None
-    if is_quantized(raw):
+    raw = _traced(model, example_inputs, calibration, None if lengths is None else axes or {})
+    sequences = given = None
+    if lengths is not None:
+        if backend != "native" or is_quantized(raw):
+            raise ExportError("lengths are for the native engine, and for models that are not quantized yet")
+        sequences = Sequences.of(raw, lengths)
+        graph = sequences.at(sequences.sizes[-1])
+    elif is_quantized(raw):
         graph, given = read_quantized(raw)
         graph = split_wide(graph, given)
     else:
         graph = normalize(raw)
-    check_ports(graph)
-    graph = tabulate(graph)
+    if sequences is None:
+        check_ports(graph)
+        graph = tabulate(graph)
     report(Progress(step="trace", done=1, total=1))
 
     settings = quantize or Quantize()
@@ -140,12 +153,13 @@ def export(
             lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
             histograms=settings.calibration != "minmax",
         )
+    grids = base_grids(base) if base else None
     quantized = quantize_graph(
         graph,
         observed,
         method=settings.calibration,
         percentile=settings.percentile,
-        base=base_grids(base) if base else None,
+        base=grids,
         overflow_safe=settings.overflow_safe,
         given=given,
         activations=settings.activations,
@@ -156,10 +170,19 @@ def export(
     metrics = {"kept_grids": quantized.kept_grids}
     report(Progress(step="quantize", done=1, total=1, metrics=metrics, note=note))
 
-    weights = safetensors.numpy.save(dict(sorted(quantized.weights.items())))
+    shared = None
+    if sequences is not None:
+        with _refused_by_the_engine():
+            shared = programs(sequences, quantized, observed, samples, settings, grids, mask)
+        report(Progress(step="lengths", done=1, total=1, note=shared.note))
+    weights = shared.weights if shared else safetensors.numpy.save(dict(sorted(quantized.weights.items())))
     made = _Made(weights=weights, ranges=byte_ranges(weights))
     made.files["model.onnx"] = with_external_data(quantized.model, made.ranges)
-    if backend == "native":
+    if shared is not None:
+        arena_bytes = max(p.arena_bytes for p in shared.plans.values())
+        _check_memory(target, len(weights) * len(shared.plans), arena_bytes)  # each packs its own
+        _add_lengths(made, shared, samples)
+    elif backend == "native":
         _natively(made, quantized.model, samples, target, fallback, report)
     else:
         inputs = golden_inputs(samples)
@@ -169,13 +192,38 @@ def export(
         name=name,
         producer=f"edgewright {version('edgewright')}",
         targets=(target.name,),
-        inputs=tuple(_port(v, quantized, observed, samples) for v in graph.graph.input),
-        outputs=tuple(_port(v, quantized, observed, samples) for v in graph.graph.output),
+        inputs=tuple(
+            _port(v, quantized, observed, samples, sequences.axes if sequences else {})
+            for v in graph.graph.input
+        ),
+        outputs=tuple(
+            _port(v, quantized, observed, samples, shared.free if shared else {}) for v in graph.graph.output
+        ),
         files={**made.files, "weights.safetensors": weights},
         parts=tuple(made.parts),
+        lengths=shared.lengths if shared else None,
     )
     report(Progress(step="write", done=1, total=1))
     return artifact
+
+
+def _traced(
+    model: nn.Module | str | os.PathLike[str],
+    example_inputs: Any,
+    calibration: Any,
+    axes: Mapping[str, int] | None,
+) -> onnx.ModelProto:
+    """The graph as it was traced; where there are axes of sequences, their length is free."""
+    if isinstance(model, str | os.PathLike):
+        return float_graph(Path(model), slim=False)
+    example = as_tuple(example_of(model, calibration) if example_inputs is None else example_inputs)
+    sequence = None
+    if axes is not None:
+        names = list(forward_parameters(model))[: len(example)]
+        if unknown := axes.keys() - set(names):
+            raise ExportError(f"axes are for {sorted(unknown)}; the model takes {names}")
+        sequence = [axes.get(n) if axes else 1 for n in names]
+    return float_graph(model, example, slim=False, sequence=sequence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +291,16 @@ def _add_parts(made: _Made, parts: Sequence[GraphPart], samples: Samples, output
     )
 
 
+def _add_lengths(made: _Made, shared: Programs, samples: Samples) -> None:
+    *_, top = shared.lengths.sizes
+    for length, plan in shared.plans.items():
+        made.files["plan.bin" if length == top else f"plan-{length}.bin"] = encode(plan)
+    one = sum(v[:1].nbytes for v in samples.values()) * len(shared.plans)
+    inputs = golden_inputs(samples, one)
+    outputs = Engine(made.files["plan.bin"], made.weights).run(inputs)
+    made.files["golden.npz"] = encode_golden(inputs, outputs, shorter=shared.golden)
+
+
 def _check_memory(target: Target, weights_bytes: int, arena_bytes: int) -> None:
     needed = weights_bytes + arena_bytes
     if needed > target.memory_bytes:
@@ -261,9 +319,15 @@ def _refused_by_the_engine() -> Iterator[None]:
 
 
 def _port(
-    value: onnx.ValueInfoProto, quantized: Quantized, observed: Mapping[str, Observed], samples: Samples
+    value: onnx.ValueInfoProto,
+    quantized: Quantized,
+    observed: Mapping[str, Observed],
+    samples: Samples,
+    free: Mapping[str, int],
 ) -> Port:
-    dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+    dims: list[int | None] = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+    if value.name in free:
+        dims[free[value.name] - 1] = None
     whole = value.type.tensor_type.elem_type == onnx.TensorProto.INT64
     grid = quantized.grids.get(value.name)
     if value.name in observed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,11 @@ _T = TypeVar("_T")
 
 
 def float_graph(
-    model: nn.Module | Path, example_inputs: Sequence[Any] | None = None, *, slim: bool = True
+    model: nn.Module | Path,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    slim: bool = True,
+    sequence: Sequence[int | None] | None = None,
 ) -> onnx.ModelProto:
     """The model as a float32 ONNX graph with a free batch size, its weights in memory.
 
@@ -39,6 +44,8 @@ def float_graph(
         model: A module, or the path of a `.pt2` program or a float `.onnx` file.
         example_inputs: For a module: tensors or arrays as `forward` takes them, the batch first.
         slim: Normalize the graph.
+        sequence: For a module: the axis of each input that has the length of a sequence, and stays free; None
+            for an input that has none.
 
     Raises:
         ExportError: The file is missing, damaged or incomplete; or the module cannot be traced.
@@ -53,7 +60,7 @@ def float_graph(
     elif example_inputs is None:
         raise ExportError("an nn.Module needs example_inputs, the arguments of one call, to be exported")
     else:
-        graph = _from_torch(copy.deepcopy(model).eval(), example_inputs)
+        graph = _from_torch(copy.deepcopy(model).eval(), example_inputs, sequence)
     _forget_sources(graph)
     return normalize(graph) if slim else graph
 
@@ -162,7 +169,9 @@ def _read_pt2(path: Path) -> torch.export.ExportedProgram:
 
 
 def _from_torch(
-    model: nn.Module | torch.export.ExportedProgram, example_inputs: Sequence[Any] | None
+    model: nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[Any] | None,
+    sequence: Sequence[int | None] | None = None,
 ) -> onnx.ModelProto:
     import torch
 
@@ -186,7 +195,11 @@ def _from_torch(
         outputs = len(result) if isinstance(result, tuple | list) else 1
         names = list(forward_parameters(model))[: len(tensors)]
         batch = torch.export.Dim("N", min=1, max=1 << 20)
-        free: list[Any] = [{0: batch} for _ in tensors]
+        length = torch.export.Dim("length", min=2, max=1 << 20)
+        free: list[Any] = [
+            {0: batch} if axis is None else {0: batch, axis: length}
+            for axis, _ in itertools.zip_longest(sequence or (), tensors)
+        ]
         if len(names) < len(tensors):  # forward(*xs): torch wants the rest as one tuple
             free = [*free[: len(names)], tuple(free[len(names) :])]
             names = [f"x{i}" for i in range(len(tensors))]

@@ -99,6 +99,7 @@ def quantize_graph(
     overflow_safe: OverflowSafe = "off",
     given: Given | None = None,
     activations: Activations = "uint8",
+    constants: Mapping[str, Grid] | None = None,
 ) -> Quantized:
     """Inserts QuantizeLinear and DequantizeLinear around every operator that runs in integers.
 
@@ -111,12 +112,21 @@ def quantize_graph(
         overflow_safe: Which products of weights and activations must add up within 16 bits (overflow.py).
         given: What a quantized file has decided; it stands, and only the rest is chosen here.
         activations: Which of them are int16 (precision.py); those of a quantized file are as it says.
+        constants: Grids of constant operands that are decided already, by name.
 
     Raises:
         ExportError: A weight is NaN or infinite, or nothing in the graph can run in integers.
     """
     return _Quantizer(
-        model, observed, method, percentile, base, overflow_safe, given or Given(), activations
+        model,
+        observed,
+        method,
+        percentile,
+        base,
+        overflow_safe,
+        given or Given(),
+        activations,
+        constants or {},
     ).run()
 
 
@@ -131,11 +141,12 @@ class _Quantizer:
         overflow_safe: OverflowSafe,
         given: Given,
         activations: Activations,
+        fixed: Mapping[str, Grid],
     ) -> None:
         self.graph, self.given = Wiring(model), given
         self.fusion = Fusion(self.graph, given.grids)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
-        self.overflow_safe = overflow_safe
+        self.overflow_safe, self.fixed = overflow_safe, fixed
         self.precision = Precision(self.graph, self.fusion, "uint8" if given.grids else activations)
         self.narrowed: list[str] = []
         self.constants = dict(self.graph.constants)
@@ -440,8 +451,9 @@ class _Quantizer:
             raise ExportError(f"node {node.name!r}: its constant {name!r} holds NaN or infinity")
         wide = self.precision.wide.intersection([*node.input, *node.output])
         ends = float(value.min()), float(value.max())
-        grid = grid or self.given.grid_of(value) or Grid.around(*ends, "int16" if wide else "uint8")
         own = f"{name}.{node.name}" if name in self.weights else name
+        grid = grid or self.fixed.get(own) or self.given.grid_of(value)
+        grid = grid or Grid.around(*ends, "int16" if wide else "uint8")
         steps = np.clip(np.rint(value / grid.scale) + grid.zero_point, *grid.limits).astype(grid.dtype)
         inputs = [
             self._parameter(own, steps),

@@ -22,7 +22,7 @@ from edgewright.errors import ExportError, VerifyError
 from edgewright.graph import float_function
 from edgewright.progress import OnProgress, Progress
 from edgewright.statistics import sqnr_db, wilson_interval
-from edgewright_device import Artifact, Runner, replay
+from edgewright_device import Artifact, Port, Runner, replay
 from edgewright_kernels import cpu_paths
 
 if TYPE_CHECKING:
@@ -176,11 +176,18 @@ def verify(
     got = _run(engine.run, drawn, "native" if native else "onnxruntime", report)
     checks = [_golden_check(artifact, engine, exact=native)]
     mismatches = 0
+    shorter_noise: list[float] = []
     if native:
         slow = Runner(artifact, backend="reference")
         far = beyond_range(artifact.inputs, samples, BEYOND, seed)
         mismatches = _differing(_run(slow.run, drawn, "reference", report), got)
         mismatches += _differing(slow.run(far.inputs), engine.run(far.inputs))
+        for length in artifact.lengths.sizes[:-1] if artifact.lengths else ():
+            few = _cropped(artifact, drawn, length)
+            here = _run(engine.run, few, f"native, length {length}", report)
+            mismatches += _differing(_run(slow.run, few, f"reference, length {length}", report), here)
+            wanted = _float_outputs(artifact, reference, few, report, length)
+            shorter_noise.append(_sqnr_db(wanted, here, np.isin(few.strata, NATURAL)))
         checks.append(
             _bounded(
                 "bits", "native engine against the numpy reference, differing values", mismatches, 0, "values"
@@ -191,7 +198,7 @@ def verify(
         checks.append(
             _at_least("onnx", "model.onnx in ONNX Runtime against the native engine", agreement, 25.0, "dB")
         )
-    noise = _sqnr_db(expected, got, np.isin(drawn.strata, NATURAL))
+    noise = min([_sqnr_db(expected, got, np.isin(drawn.strata, NATURAL)), *shorter_noise])
     checks.append(
         _at_least("sqnr", "signal to quantization noise against the float model", noise, min_sqnr_db, "dB")
     )
@@ -215,6 +222,25 @@ def verify(
     )
 
 
+def _cropped(artifact: Artifact, cases: Cases, length: int) -> Cases:
+    """Some of the cases, with sequences of another length."""
+    chosen = np.random.default_rng(length).permutation(len(cases))[:BATCH]
+    inputs: Arrays = {}
+    for port in artifact.inputs:
+        inputs[port.name] = cases.inputs[port.name][chosen]
+        if None in port.shape[1:]:
+            axis = 1 + port.shape[1:].index(None)
+            inputs[port.name] = np.ascontiguousarray(np.take(inputs[port.name], range(length), axis))
+    return Cases(inputs=inputs, strata=cases.strata[chosen])
+
+
+def _sizes(artifact: Artifact, port: Port, length: int | None = None) -> tuple[int, ...]:
+    """A port's shape behind the batch; where it is free, with this length, or the largest."""
+    if length is None:
+        length = artifact.lengths.sizes[-1] if artifact.lengths else 0
+    return tuple(length if d is None else d for d in port.shape[1:])
+
+
 def _samples(artifact: Artifact, data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None) -> Arrays:
     if data is None:
         given: Mapping[str, npt.ArrayLike] = artifact.golden()[0]
@@ -232,8 +258,8 @@ def _samples(artifact: Artifact, data: Mapping[str, npt.ArrayLike] | npt.ArrayLi
         raise VerifyError(f"data must be arrays of numbers ({error})") from None
     for port in artifact.inputs:
         shape = samples[port.name].shape
-        needed = f"({', '.join(map(str, ('samples', *port.shape[1:])))})"
-        if shape[1:] != port.shape[1:] or not shape[0]:
+        needed = f"({', '.join(map(str, ('samples', *_sizes(artifact, port))))})"
+        if shape[1:] != _sizes(artifact, port) or not shape[0]:
             raise VerifyError(
                 f"data for {port.name!r} has shape {shape}; {needed} is needed, with at least one sample"
             )
@@ -254,6 +280,7 @@ def _float_outputs(
     reference: nn.Module | str | os.PathLike[str],
     cases: Cases,
     report: OnProgress,
+    length: int | None = None,
 ) -> Arrays:
     """The float model's outputs, under the artifact's names, which the two list in the same order."""
     source = Path(reference) if isinstance(reference, str | os.PathLike) else reference
@@ -283,10 +310,10 @@ def _float_outputs(
                 f"the reference gives {len(outputs[port.name])} results for {len(cases)} cases "
                 f"({port.name!r}); the first dimension must be the batch"
             )
-        if outputs[port.name].shape[1:] != port.shape[1:]:
+        if outputs[port.name].shape[1:] != _sizes(artifact, port, length):
             raise VerifyError(
                 f"the reference gives {outputs[port.name].shape[1:]} where the artifact gives "
-                f"{port.shape[1:]} ({port.name!r}); is it the model this artifact was made from?"
+                f"{_sizes(artifact, port, length)} ({port.name!r}); is it the model that this artifact is of?"
             )
     return outputs
 
@@ -311,6 +338,13 @@ def _golden_check(artifact: Artifact, engine: Runner, *, exact: bool) -> Check:
     shapes = {n: (o.shape, o.dtype) for n, o in got.items()}
     if {n: (o.shape, o.dtype) for n, o in expected.items()} != shapes:
         raise VerifyError(f"{artifact.path}: its golden outputs are not what it gives in name or shape")
+    if exact and artifact.lengths:
+        wrong_values = 0
+        for length in artifact.lengths.sizes:
+            taken, golden = artifact.golden(length)
+            wrong_values += _differing(golden, engine.run(taken))
+        what = "golden vectors of every length replayed, differing values"
+        return _bounded("golden", what, wrong_values, 0, "values")
     if exact and artifact.parts:
         what = "golden vectors replayed part by part, parts that differ" + (f": {wrong}" if wrong else "")
         return _bounded("golden", what, bool(wrong), 0, "parts")

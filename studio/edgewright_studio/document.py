@@ -210,7 +210,7 @@ def _artifact(path: Path) -> Document:
         key: tuple(
             Tensor(
                 name=p.name,
-                shape=tuple("batch" if d is None else d for d in p.shape),
+                shape=("batch", *("length" if d is None else d for d in p.shape[1:])),
                 dtype=p.dtype,
                 note=f"scale {p.scale:.4g}, zero point {p.zero_point}",
             )

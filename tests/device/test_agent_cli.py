@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from device.tiny import samples, tiny_artifact
+from device.tiny import samples, tiny_artifact, tiny_in_parts
 from edgewright_device import Artifact, Runner, cli, journal
 from edgewright_device.journal import SlotRelease
 from edgewright_device.slots import Slots
@@ -151,6 +151,18 @@ def test_plan_prints_every_operator(tmp_path: Path, call: Call) -> None:
         assert word in out
     code, out, _ = call("plan", artifact.path / "plan.bin", "--json", "-")
     assert [op["op"] for op in json.loads(out)["ops"]] == ["Quantize", "FullyConnected", "Dequantize"]
+
+
+def test_plan_prints_every_part(tmp_path: Path, call: Call) -> None:
+    artifact = tiny_in_parts(tmp_path / "tiny.ew")
+    code, out, _ = call("plan", artifact.path)
+    assert code == 0
+    assert "FullyConnected" in out
+    assert "part-1.onnx: ONNX Runtime, CumSum: reads m, gives y" in out
+    code, out, _ = call("plan", artifact.path, "--json", "-")
+    data = json.loads(out)
+    assert [op["op"] for op in data["part-0.bin"]["ops"]] == ["Quantize", "FullyConnected", "Dequantize"]
+    assert data["part-1.onnx"]["operators"] == ["CumSum"]
 
 
 def test_a_damaged_plan_is_one_line_and_exit_2(tmp_path: Path, call: Call) -> None:
