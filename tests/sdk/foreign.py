@@ -17,6 +17,7 @@ from edgewright.graph import quiet
 from sdk.graphs import FloatArray
 
 SHAPES = {"mlp": (20,), "cnn": (3, 12, 12), "encoder": (6, 12)}
+FREE = ({0: torch.export.Dim("N", min=1, max=1 << 20)},)
 
 
 class _Block(nn.Module):
@@ -92,14 +93,17 @@ def inputs(name: str, count: int, seed: int = 0) -> FloatArray:
 
 def float_file(name: str, path: Path) -> Path:
     """A network as float ONNX."""
-    batch = torch.export.Dim("N", min=1, max=1 << 20)
-    x = torch.from_numpy(inputs(name, 2))
+    return _exported(network(name), torch.from_numpy(inputs(name, 2)), path)
+
+
+def _exported(module: nn.Module, x: Tensor, path: Path) -> Path:
+    """A module in a file, its batch free."""
     with quiet():
         program = torch.onnx.export(
-            network(name),
+            module,
             (x,),
             dynamo=True,
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=FREE,
             input_names=["x"],
             output_names=["y"],
             verbose=False,
@@ -143,24 +147,10 @@ def pt2e(name: str, quantizer: str, out: Path) -> Path:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         samples = torch.from_numpy(inputs(name, 64))
-        batch = torch.export.Dim("N", min=1, max=1 << 20)
-        shapes = ({0: batch},)
-        program = torch.export.export(network(name), (samples,), dynamic_shapes=shapes).module()
+        program = torch.export.export(network(name), (samples,), dynamic_shapes=FREE).module()
         prepared = prepare_pt2e(program, _quantizer(quantizer))
         prepared(samples)
-        converted = convert_pt2e(prepared)
-        made = torch.onnx.export(
-            converted,
-            (samples,),
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=["x"],
-            output_names=["y"],
-            verbose=False,
-        )
-    assert made is not None
-    onnx.save(made.model_proto, str(out))
-    return out
+        return _exported(convert_pt2e(prepared), samples, out)
 
 
 def _quantizer(name: str) -> Any:

@@ -554,8 +554,6 @@ def test_tokens_are_drawn_from_the_rows_of_their_table(tmp_path: Path) -> None:
 
 # Files of torchao
 
-pytest.importorskip("torchao")
-
 # x86 quantizes what its kernels take alone: the rest gets 8-bit grids here, and its noise.
 FIDELITY = {
     ("mlp", "xnnpack"): 45,
@@ -571,6 +569,7 @@ FIDELITY = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "quantizer"), FIDELITY)
 def test_a_file_of_pt2e_runs_natively(tmp_path: Path, name: str, quantizer: str) -> None:
+    pytest.importorskip("torchao")
     file = pt2e(name, quantizer, tmp_path / "q.onnx")
     samples = inputs(name, 64)
     made = read(file, {"x": samples})

@@ -45,6 +45,7 @@ _HANDLERS: Mapping[str, _Handler] = {
     "Transpose": moves.transpose,
 }
 _IMAGE = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
+LACKING = "the native engine has no such operator (docs/guides/operators.md lists what it has)"
 NATIVE_OPERATORS = tuple(sorted({*_HANDLERS, *FUNCTIONS, "Gather"}))
 
 
@@ -188,7 +189,7 @@ def _why_not_quantized(draft: Draft, name: str) -> str:
         return f"output {name!r} is not quantized; the native engine needs a QDQ graph"
     strange = next((n for n in found if n.op_type not in NATIVE_OPERATORS), None)
     if strange is not None:
-        return f"{describe(strange)}: the native engine has no such operator; {REMEDY}"
+        return f"{describe(strange)}: {LACKING}; {REMEDY}"
     return f"{describe(found[0])}: its result is not quantized; the native engine has no such form; {REMEDY}"
 
 
@@ -263,7 +264,7 @@ def _operator(draft: Draft, node: onnx.NodeProto, result: Result, quantize: onnx
             core, bias = products[0], core
     handler = _HANDLERS.get(core.op_type)
     if handler is None:
-        raise ExportError(f"{describe(core)}: the native engine has no such operator; {REMEDY}")
+        raise ExportError(f"{describe(core)}: {LACKING}; {REMEDY}")
     if bias is not None:
         layers.fully_connected(draft, core, result, bias)
     else:
