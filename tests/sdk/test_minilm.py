@@ -34,3 +34,20 @@ def test_minilm_runs_natively_to_the_bit_and_keeps_its_predictions(tmp_path: Pat
         want = model(*(torch.from_numpy(x[n]) for n in ("ids", "mask"))).numpy()
     assert (got.argmax(1) != want.argmax(1)).mean() < 0.08
     assert (got.argmax(1) == labels).mean() > (want.argmax(1) == labels).mean() - 0.06
+
+
+@pytest.mark.slow
+def test_a_short_sentence_has_the_same_bits_in_the_program_for_short_ones(tmp_path: Path) -> None:
+    if not (DATA / "minilm_sst2").is_dir():
+        pytest.skip(f"needs MiniLM's weights and SST-2 in {DATA}")
+    calibration = tokens(sentences("train")[0][:32], LENGTH)
+    out = tmp_path / "minilm.ew"
+    artifact = export(minilm(), target="x86-64", calibration=calibration, out=out, lengths=(32, LENGTH))
+    assert artifact.lengths is not None
+    assert artifact.lengths.mask == "mask"
+    x = tokens(["a short sentence, and a good one", "bad"], LENGTH)
+    short = {n: np.ascontiguousarray(v[:, :20]) for n, v in x.items()}
+    runner, name = Runner(artifact), artifact.outputs[0].name
+    got = runner.run(short)[name]
+    assert got.tobytes() == runner.run(x)[name].tobytes()
+    assert got.tobytes() == Runner(artifact, "reference").run(short)[name].tobytes()
