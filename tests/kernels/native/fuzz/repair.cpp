@@ -265,6 +265,10 @@ void Repair::follow(DraftOp& op, DraftTensor& y) {
     default:
       break;
   }
+  if (random_.one_in(24)) {  // one wrong size, from which all that comes later follows
+    int64_t& size = random_.of(shape);
+    size = std::max<int64_t>(1, size + random_.between(-1, 3));
+  }
   set_shape(y, shape);
   if (op.kind == kMaxPool || op.kind == kTranspose || op.kind == kReshape || op.kind == kSlice ||
       op.kind == kConcat) {
