@@ -222,6 +222,7 @@ const Kernels& avx2_kernels() {
     made.add = add;
     made.multiply = multiply;
     take_words(made.wide);
+    take_words_of_bytes(made.wide);
     made.softmax = softmax;
     made.layer_norm = layer_norm;
     made.lookup = lookup;

@@ -12,7 +12,6 @@ struct Vnni {
 }  // namespace
 }  // namespace edgewright
 
-#include "dense_words.h"
 #include "vnni256.h"
 
 namespace edgewright {
@@ -20,7 +19,7 @@ namespace edgewright {
 const Kernels& avxvnni_kernels() {
   static const Kernels table = [] {
     Kernels made = vnni_kernels("avxvnni");
-    take_words(made.wide);
+    take_words_of_bytes(made.wide);
     return made;
   }();
   return table;

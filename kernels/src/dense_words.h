@@ -1,6 +1,5 @@
 // Dense convolution where int16 comes in or goes out: vpmaddwd on pairs of 16-bit terms, exact always. A
-// uint8 is widened as rows are laid out, so that one tile serves both. Tiles are 6 rows by 16 channels. Of
-// the plain loops the compiler makes more where it has AVX-512 VNNI.
+// uint8 is widened as rows are laid out, so that one tile serves both. Tiles are 6 rows by 16 channels.
 //
 // Terms are taken two at a time. Where the window is one pixel and channels are even, rows of int16 are read
 // from the image itself; otherwise those of a block of pixels are laid out first.
@@ -231,9 +230,13 @@ ConvolutionKernel words_kernel() {
 
 // In place of the plain loops.
 [[maybe_unused]] inline void take_words(Wide& table) {
-  table.dense[0][1] = words_kernel<uint8_t, int16_t>();
   table.dense[1][0] = words_kernel<int16_t, uint8_t>();
   table.dense[1][1] = words_kernel<int16_t, int16_t>();
+}
+
+// And for uint8, where the compiler has no AVX-512 VNNI: with that it makes more of the plain loops.
+[[maybe_unused]] inline void take_words_of_bytes(Wide& table) {
+  table.dense[0][1] = words_kernel<uint8_t, int16_t>();
 }
 
 }  // namespace

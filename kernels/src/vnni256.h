@@ -4,6 +4,7 @@
 #pragma once
 
 #include "borders256.h"
+#include "dense_words.h"
 #include "depthwise.h"
 #include "elementwise256.h"
 #include "layer_norm256.h"
@@ -100,6 +101,7 @@ struct VnniDeep {
   made.quantize = quantize;
   made.interleave = interleave;
   made.depthwise = depthwise_kernel<VnniDeep, FourRows>();
+  take_words(made.wide);
   made.add = add;
   made.multiply = multiply;
   made.softmax = softmax;
