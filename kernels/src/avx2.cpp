@@ -16,36 +16,41 @@ namespace {
 
 // ---- dense ----
 
-// Four terms by vpmaddubsw, which adds two products in 16 bits. For weights that passed `bytes_suffice`.
+// Four terms by vpmaddubsw, which adds two products in 16 bits. For weights whose `form_of` allows it.
 struct TwoInWords {
   static __m256i add(__m256i acc, __m256i x, __m256i w) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
   }
 };
 
-// Whether `summed` products u8 x s8 always fit 16 bits when vpmaddubsw adds those of terms 2i and 2i + 1, and
-// (summed = 4) vpaddw those of terms 2i + 4 and 2i + 5 to them. The largest sum has x = 255 under the
-// positive weights and 0 under the others: 255 * 128 = 32,640 fits, 255 * 129 = 32,895 does not. Likewise the
-// smallest. `weight` is one output channel in the plan's order (channel, tap); the terms go (tap, channel).
-bool bytes_suffice(const int8_t* weight, int64_t count, int64_t in_channels, int64_t window, int summed) {
+// The fastest form of one output channel. vpmaddubsw adds the products u8 x s8 of terms 2i and 2i + 1 in 16
+// bits, and of each eight terms, vpaddw adds those of the last four to those of the first. The largest sum
+// has x = 255 under the positive weights and 0 under the others: 255 * 128 = 32,640 fits 16 bits, 255 * 129 =
+// 32,895 does not. Likewise the smallest. `weight` lies in the plan's order (channel, tap); the terms go
+// (tap, channel).
+Form form_of(const int8_t* weight, int64_t count, int64_t in_channels, int64_t window) {
   constexpr int32_t kMost = 128;
-  const auto at = [=](int64_t term) -> int32_t {
-    return term < count ? weight[term % in_channels * window + term / in_channels] : 0;
-  };
-  const int64_t step = summed == 4 ? 8 : 4;
-  for (int64_t from = 0; from < count; from += step) {
-    for (int64_t pair = from; pair < from + 4; pair += 2) {
-      int32_t positive = 0, negative = 0;
-      for (int64_t second = pair; second < from + step; second += 4) {
-        for (int64_t term = second; term < second + 2; ++term) {
-          const int32_t w = at(term);
-          (w > 0 ? positive : negative) += w;
-        }
+  Form form = Form::kFastFour;
+  int64_t channel = 0, tap = 0;
+  for (int64_t from = 0; from < count; from += 8) {
+    int32_t positive[4] = {}, negative[4] = {};  // of each pair
+    for (int64_t i = 0; i < smaller(8, count - from); ++i) {
+      const int32_t w = weight[channel * window + tap];
+      positive[i / 2] += w > 0 ? w : 0;
+      negative[i / 2] += w < 0 ? w : 0;
+      if (++channel == in_channels) {
+        channel = 0;
+        ++tap;
       }
-      if (positive > kMost || negative < -kMost) return false;
+    }
+    for (int pair = 0; pair < 4; ++pair) {
+      if (positive[pair] > kMost || negative[pair] < -kMost) return Form::kPairs;
+      const int32_t up = positive[pair % 2] + positive[pair % 2 + 2];
+      const int32_t down = negative[pair % 2] + negative[pair % 2 + 2];
+      if (up > kMost || down < -kMost) form = Form::kFastTwo;
     }
   }
-  return true;
+  return form;
 }
 
 struct Avx2 : Tiles256 {
@@ -54,11 +59,9 @@ struct Avx2 : Tiles256 {
   static Form choose(const int8_t* weight, int64_t channels, int64_t count, int64_t in_channels,
                      int64_t window) {
     Form form = Form::kFastFour;
-    for (int64_t o = 0; o < channels; ++o, weight += count) {
-      if (form == Form::kFastFour && !bytes_suffice(weight, count, in_channels, window, 4)) {
-        form = Form::kFastTwo;
-      }
-      if (!bytes_suffice(weight, count, in_channels, window, 2)) return Form::kPairs;
+    for (int64_t o = 0; o < channels && form != Form::kPairs; ++o, weight += count) {
+      const Form own = form_of(weight, count, in_channels, window);
+      if (own != Form::kFastFour) form = own;
     }
     return form;
   }
