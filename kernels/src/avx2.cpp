@@ -208,11 +208,6 @@ struct TwoRows {
   static __m256i add(__m256i acc, __m256i x, __m256i w) { return TwoTaps::add(acc, x, w); }
 };
 
-struct Avx2Deep {
-  using Wide = TwoTaps;
-  using Narrow = TwoTaps;
-};
-
 }  // namespace
 
 const Kernels& avx2_kernels() {
@@ -221,7 +216,7 @@ const Kernels& avx2_kernels() {
     made.dense = dense_or_winograd();
     made.quantize = quantize;
     made.interleave = interleave;
-    made.depthwise = depthwise_kernel<Avx2Deep, TwoRows>();
+    made.depthwise = depthwise_kernel<TwoTaps, TwoRows>();
     made.add = add;
     made.multiply = multiply;
     take_words(made.wide);

@@ -2,8 +2,8 @@
 // so that each 32-bit lane holds several taps of one channel (two words, or four bytes); an output is then a
 // sum over columns, with no question of borders, and neighbouring outputs share their columns.
 //
-// A path names two types of block, Wide and Narrow, of kChannels channels each, 16 at least. A block has
-//   kChannels  channels, in order, eight to a vector
+// A path names a type of block, with
+//   kChannels  channels, in order, eight to a vector, 16 at least
 //   kTaps      taps of a lane
 //   interleave kTaps rows of kChannels bytes, to kChannels / 8 vectors
 //   pack       the weight of a tap, into the 32-bit lane at `lane`
@@ -52,32 +52,25 @@ Columns columns_of(const Sliding& at) {
   return {outputs, (outputs - 1) * at.stride[1] + span, 1, at.dilation[1]};
 }
 
-template <class Path>
-int64_t wide_blocks(const Convolution& op) {
-  return op.at.out_channels / Path::Wide::kChannels;
+template <class Block>
+int64_t deep_blocks(const Sliding& at) {
+  return (at.out_channels + Block::kChannels - 1) / Block::kChannels;
 }
 
-template <class Path>
-int64_t narrow_blocks(const Convolution& op) {
-  return (op.at.out_channels % Path::Wide::kChannels + Path::Narrow::kChannels - 1) / Path::Narrow::kChannels;
-}
-
-// The last narrow blocks end with the last channel: they do some channels again rather than too few.
-template <class Path>
-int64_t narrow_from(const Convolution& op, int64_t block) {
-  const int64_t from = wide_blocks<Path>(op) * Path::Wide::kChannels + block * Path::Narrow::kChannels;
-  const int64_t last = op.at.out_channels - Path::Narrow::kChannels;
-  return last < 0 ? 0 : smaller(from, last);
-}
-
-template <class Path>
-size_t depthwise_packed_bytes(const Convolution& op) {
-  return static_cast<size_t>(wide_blocks<Path>(op) * deep_block_bytes<typename Path::Wide>(op.at) +
-                             narrow_blocks<Path>(op) * deep_block_bytes<typename Path::Narrow>(op.at));
+// The last block ends with the last channel: it does some channels again rather than too few.
+template <class Block>
+int64_t deep_from(const Sliding& at, int64_t block) {
+  const int64_t last = at.out_channels - Block::kChannels;
+  return last < 0 ? 0 : smaller(block * Block::kChannels, last);
 }
 
 template <class Block>
-uint8_t* pack_deep_block(const Convolution& op, const int8_t* weight, int64_t from, uint8_t* packed) {
+size_t depthwise_packed_bytes(const Convolution& op) {
+  return static_cast<size_t>(deep_blocks<Block>(op.at) * deep_block_bytes<Block>(op.at));
+}
+
+template <class Block>
+void pack_deep_block(const Convolution& op, const int8_t* weight, int64_t from, uint8_t* packed) {
   const Sliding& at = op.at;
   const int64_t used = smaller(Block::kChannels, at.out_channels - from);
   const PanelHead head{Form::kFours, common_way(op.scaling, from, used)};
@@ -97,26 +90,18 @@ uint8_t* pack_deep_block(const Convolution& op, const int8_t* weight, int64_t fr
   }
   std::memcpy(packed, &head, sizeof head);
   std::memcpy(packed + sizeof head, channels, sizeof channels);
-  return packed + deep_block_bytes<Block>(at);
 }
 
-template <class Path>
+template <class Block>
 void pack_depthwise(const Convolution& op, const int8_t* weight, uint8_t* packed) {
-  for (int64_t b = 0; b < wide_blocks<Path>(op); ++b) {
-    packed = pack_deep_block<typename Path::Wide>(op, weight, b * Path::Wide::kChannels, packed);
-  }
-  for (int64_t b = 0; b < narrow_blocks<Path>(op); ++b) {
-    packed = pack_deep_block<typename Path::Narrow>(op, weight, narrow_from<Path>(op, b), packed);
+  for (int64_t b = 0; b < deep_blocks<Block>(op.at); ++b, packed += deep_block_bytes<Block>(op.at)) {
+    pack_deep_block<Block>(op, weight, deep_from<Block>(op.at, b), packed);
   }
 }
 
-template <class Path>
+template <class Block>
 size_t depthwise_scratch_bytes(const Convolution& op) {
-  const int64_t wide =
-      columns_of<typename Path::Wide>(op.at).count * column_bytes<typename Path::Wide>(op.at);
-  const int64_t narrow =
-      columns_of<typename Path::Narrow>(op.at).count * column_bytes<typename Path::Narrow>(op.at);
-  return static_cast<size_t>(wide > narrow ? wide : narrow);
+  return static_cast<size_t>(columns_of<Block>(op.at).count * column_bytes<Block>(op.at));
 }
 
 inline int64_t depthwise_units(const Convolution& op) { return op.at.out[0]; }
@@ -214,7 +199,6 @@ template <bool Whole>
 // the loop needs is copied before it, where stores to y cannot seem to change it.
 template <class Block, int Width, int Groups, bool Whole>
 void deep_strip(const Strip& strip, uint8_t* y) {
-  constexpr int kKept = Width * Groups <= 6 ? Width * Groups : 0;  // vectors of weights kept in registers
   constexpr int64_t kGroup = group_bytes<Block>();
   const int64_t width = Width == 0 ? strip.op->at.kernel[1] : Width;
   const int64_t groups = Groups == 0 ? groups_of<Block>(strip.op->at) : Groups;
@@ -226,9 +210,6 @@ void deep_strip(const Strip& strip, uint8_t* y) {
   const Bounds bounds = bounds_of(op.scaling);
   const Channels<8> by = *strip.channels;
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  __m256i kept[kKept + 1];
-#pragma GCC unroll 6
-  for (int i = 0; i < kKept; ++i) kept[i] = load(weights + i * kGroup);
 
   const auto pixels = [&](auto number, const uint8_t* seen, uint8_t* to) __attribute__((always_inline)) {
     constexpr int kPixels = decltype(number)::value;
@@ -242,15 +223,10 @@ void deep_strip(const Strip& strip, uint8_t* y) {
         keep(acc[p]);
       }
     };
-    if constexpr (kKept > 0) {
-#pragma GCC unroll 6
-      for (int i = 0; i < kKept; ++i) tap(seen + i / Groups * tap_bytes + i % Groups * kGroup, kept[i]);
-    } else {
-      const uint8_t* weight = weights;
-      for (int64_t column = 0; column < width; ++column, seen += tap_bytes) {
+    const uint8_t* weight = weights;
+    for (int64_t column = 0; column < width; ++column, seen += tap_bytes) {
 #pragma GCC unroll 3
-        for (int64_t g = 0; g < groups; ++g, weight += kGroup) tap(seen + g * kGroup, load(weight));
-      }
+      for (int64_t g = 0; g < groups; ++g, weight += kGroup) tap(seen + g * kGroup, load(weight));
     }
     if (way == Way::kAny) {
 #pragma GCC unroll 4
@@ -312,8 +288,7 @@ void deep_block(const Convolution& op, const uint8_t* packed, const uint8_t* x, 
     const auto* of_channels = reinterpret_cast<const Channels<8>*>(packed + sizeof(PanelHead));
     const auto* weight = reinterpret_cast<const uint8_t*>(of_channels + Block::kChannels / 8);
     const int64_t groups = groups_of<Block>(at), bytes = column_bytes<Block>(at);
-    constexpr int kThree = (3 + Block::kTaps - 1) / Block::kTaps,
-                  kFive = (5 + Block::kTaps - 1) / Block::kTaps;
+    constexpr int kFive = (5 + Block::kTaps - 1) / Block::kTaps;
     for (int64_t c = 0; c < used; c += 8) {
       const Strip strip{&op,
                         head->way,
@@ -326,9 +301,7 @@ void deep_block(const Convolution& op, const uint8_t* packed, const uint8_t* x, 
                         smaller(8, used - c),
                         outputs};
       uint8_t* to = y + ox * at.out_channels + c;
-      if (at.kernel[1] == 3 && groups == kThree) {
-        deep_strip<Block, 3, kThree>(strip, to);
-      } else if (at.kernel[1] == 5 && groups == kFive) {
+      if (at.kernel[1] == 5 && groups == kFive) {
         deep_strip<Block, 5, kFive>(strip, to);
       } else {
         deep_strip<Block, 0, 0>(strip, to);
@@ -337,39 +310,34 @@ void deep_block(const Convolution& op, const uint8_t* packed, const uint8_t* x, 
   }
 }
 
-template <class Path>
+template <class Block>
 void depthwise(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
                int64_t begin, int64_t end) {
   for (int64_t oy = begin; oy < end; ++oy) {
-    const uint8_t* block = packed;
-    for (int64_t b = 0; b < wide_blocks<Path>(op); ++b) {
-      deep_block<typename Path::Wide>(op, block, x, b * Path::Wide::kChannels, oy, scratch, y);
-      block += deep_block_bytes<typename Path::Wide>(op.at);
-    }
-    for (int64_t b = 0; b < narrow_blocks<Path>(op); ++b) {
-      deep_block<typename Path::Narrow>(op, block, x, narrow_from<Path>(op, b), oy, scratch, y);
-      block += deep_block_bytes<typename Path::Narrow>(op.at);
+    for (int64_t b = 0; b < deep_blocks<Block>(op.at); ++b) {
+      const uint8_t* block = packed + b * deep_block_bytes<Block>(op.at);
+      deep_block<Block>(op, block, x, deep_from<Block>(op.at, b), oy, scratch, y);
     }
   }
 }
 
 // Which way is taken depends on the shape alone. `Taps` is what depthwise3.h asks of a path.
-template <class Path, class Taps>
+template <class Block, class Taps>
 ConvolutionKernel depthwise_kernel() {
   return {
       [](const Convolution& op) {
-        return three_by_three(op.at) ? three_packed_bytes<Taps>(op) : depthwise_packed_bytes<Path>(op);
+        return three_by_three(op.at) ? three_packed_bytes<Taps>(op) : depthwise_packed_bytes<Block>(op);
       },
       [](const Convolution& op, const int8_t* weight, uint8_t* packed) {
-        (three_by_three(op.at) ? pack_three<Taps> : pack_depthwise<Path>)(op, weight, packed);
+        (three_by_three(op.at) ? pack_three<Taps> : pack_depthwise<Block>)(op, weight, packed);
       },
       [](const Convolution& op) {
-        return three_by_three(op.at) ? size_t{0} : depthwise_scratch_bytes<Path>(op);
+        return three_by_three(op.at) ? size_t{0} : depthwise_scratch_bytes<Block>(op);
       },
       [](const Convolution& op) { return three_by_three(op.at) ? three_units(op) : depthwise_units(op); },
       [](const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8_t* y, uint8_t* scratch,
          int64_t begin, int64_t end) {
-        (three_by_three(op.at) ? run_three<Taps> : depthwise<Path>)(op, packed, x, y, scratch, begin, end);
+        (three_by_three(op.at) ? run_three<Taps> : depthwise<Block>)(op, packed, x, y, scratch, begin, end);
       },
   };
 }

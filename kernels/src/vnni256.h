@@ -32,14 +32,10 @@ struct VnniTiles : Tiles256 {
 // ---- depthwise: four taps in the bytes of a lane ----
 
 struct FourTaps {
-  static constexpr int kTaps = 4;
+  static constexpr int kChannels = 16, kTaps = 4;
 
   static void pack(int8_t weight, int64_t tap, uint8_t* lane) { lane[tap] = static_cast<uint8_t>(weight); }
   static __m256i add(__m256i acc, __m256i x, __m256i w) { return Vnni::add(acc, x, w); }
-};
-
-struct FourTaps16 : FourTaps {
-  static constexpr int kChannels = 16;
 
   static void interleave(const uint8_t* const* rows, uint8_t* to) {
     const __m128i a = load_half(rows[0]), b = load_half(rows[1]), c = load_half(rows[2]),
@@ -51,26 +47,6 @@ struct FourTaps16 : FourTaps {
     _mm_storeu_si128(at + 1, _mm_unpackhi_epi16(low_ab, low_cd));
     _mm_storeu_si128(at + 2, _mm_unpacklo_epi16(high_ab, high_cd));
     _mm_storeu_si128(at + 3, _mm_unpackhi_epi16(high_ab, high_cd));
-  }
-};
-
-// vpunpck works within halves; so each half first gets four channels of every eight.
-struct FourTaps32 : FourTaps {
-  static constexpr int kChannels = 32;
-
-  static void interleave(const uint8_t* const* rows, uint8_t* to) {
-    const __m256i dealt = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    const __m256i a = _mm256_permutevar8x32_epi32(load(rows[0]), dealt);
-    const __m256i b = _mm256_permutevar8x32_epi32(load(rows[1]), dealt);
-    const __m256i c = _mm256_permutevar8x32_epi32(load(rows[2]), dealt);
-    const __m256i d = _mm256_permutevar8x32_epi32(load(rows[3]), dealt);
-    const __m256i low_ab = _mm256_unpacklo_epi8(a, b), high_ab = _mm256_unpackhi_epi8(a, b);
-    const __m256i low_cd = _mm256_unpacklo_epi8(c, d), high_cd = _mm256_unpackhi_epi8(c, d);
-    __m256i* const at = reinterpret_cast<__m256i*>(to);
-    _mm256_storeu_si256(at, _mm256_unpacklo_epi16(low_ab, low_cd));
-    _mm256_storeu_si256(at + 1, _mm256_unpackhi_epi16(low_ab, low_cd));
-    _mm256_storeu_si256(at + 2, _mm256_unpacklo_epi16(high_ab, high_cd));
-    _mm256_storeu_si256(at + 3, _mm256_unpackhi_epi16(high_ab, high_cd));
   }
 };
 
@@ -90,17 +66,12 @@ struct FourRows {
   static __m256i add(__m256i acc, __m256i x, __m256i w) { return Vnni::add(acc, x, w); }
 };
 
-struct VnniDeep {
-  using Wide = FourTaps32;
-  using Narrow = FourTaps16;
-};
-
 [[maybe_unused]] inline Kernels vnni_kernels(const char* name) {
   Kernels made = plain_kernels(name);
   made.dense = dense_kernel<VnniTiles>();
   made.quantize = quantize;
   made.interleave = interleave;
-  made.depthwise = depthwise_kernel<VnniDeep, FourRows>();
+  made.depthwise = depthwise_kernel<FourTaps, FourRows>();
   take_words(made.wide);
   made.add = add;
   made.multiply = multiply;
