@@ -213,18 +213,17 @@ struct TwoRows {
 const Kernels& avx2_kernels() {
   static const Kernels table = [] {
     Kernels made = plain_kernels("avx2");
-    made.dense = dense_or_winograd();
+    made.dense = made.wide.dense[0][1] = dense_or_winograd();
     made.quantize = quantize;
     made.interleave = interleave;
     made.depthwise = depthwise_kernel<TwoTaps, TwoRows>();
     made.add = add;
     made.multiply = multiply;
     take_words(made.wide);
-    take_words_of_bytes(made.wide);
     made.softmax = softmax;
     made.layer_norm = layer_norm;
     made.lookup = lookup;
-    made.product = tiled_product_kernel<ProductPairs>();
+    made.product = made.wide.product = tiled_product_kernel<ProductPairs>();
     return made;
   }();
   return table;

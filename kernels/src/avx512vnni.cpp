@@ -84,27 +84,41 @@ struct Tiles512 {
   template <int Rows, int Vectors>
   [[gnu::always_inline]] static void finish(const Tile& tile, const Channels<16>* channels,
                                             const __m512i (&acc)[Rows][Vectors]) {
-    const Scaling& to = tile.op->scaling;
-    const int64_t y_stride = tile.op->at.out_channels;
     const Way way = reinterpret_cast<const PanelHead*>(tile.panel)->way;
-    if (way == Way::kAny) {
-      int32_t all[Rows][Vectors * 16];
+    if (way == Way::kShort) {
+      put(tile, acc, [&](__m512i sums, int v) { return requantize_short(sums, channels[v]); });
+    } else if (way == Way::kHighHalf) {
+      put(tile, acc, [&](__m512i sums, int v) { return requantize_lanes(sums, channels[v]); });
+    } else {
+      alignas(64) int32_t sums[Rows][Vectors * 16];
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) _mm512_storeu_si512(all[r] + v * 16, acc[r][v]);
+        for (int v = 0; v < Vectors; ++v) _mm512_store_si512(sums[r] + v * 16, acc[r][v]);
       }
-      for (int r = 0; r < Rows; ++r) {
-        for (int64_t o = 0; o < tile.used; ++o) {
-          tile.y[r * y_stride + o] = requantize_any(all[r][o], to, tile.from + o);
-        }
-      }
-      return;
+      put_from_memory<Vectors>(tile, Rows, sums[0]);
     }
-    if (way == Way::kShort) {
-      put(tile, acc, [&](__m512i sums, int v) { return requantize_short(sums, channels[v]); });
-    } else {
-      put(tile, acc, [&](__m512i sums, int v) { return requantize_lanes(sums, channels[v]); });
+  }
+
+  // Way::kWords and Way::kAny.
+  template <int Vectors>
+  [[gnu::noinline]] static void put_from_memory(const Tile& tile, int64_t rows, const int32_t* sums) {
+    const auto* channels = reinterpret_cast<const Channels<16>*>(tile.panel + sizeof(PanelHead));
+    const Way way = reinterpret_cast<const PanelHead*>(tile.panel)->way;
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_item = tile.op->y_item, y_stride = tile.op->at.out_channels * y_item;
+    uint8_t* y = tile.y;
+    for (int64_t r = 0; r < rows; ++r, y += y_stride, sums += Vectors * 16) {
+      if (way == Way::kWords) {
+        for (int64_t v = 0; v < Vectors; ++v) {
+          const __m512i results =
+              requantize_lanes(lifted(load512(sums + v * 16), load512(channels[v].lift)), channels[v]);
+          const int64_t used = tile.used - v * 16;
+          store_words(y + v * 32, _mm512_cvtsepi32_epi16(results), to, smaller(used, 16));
+        }
+        continue;
+      }
+      for (int64_t o = 0; o < tile.used; ++o) put_any(sums[o], to, tile.from + o, y_item, y, o);
     }
   }
 
@@ -137,8 +151,8 @@ struct Tiles512 {
 const Kernels& avx512vnni_kernels() {
   static const Kernels table = [] {
     Kernels made = vnni_kernels("avx512vnni");
-    made.dense = dense_kernel<Tiles512>();
-    made.product = tiled_product_kernel<ProductVnni512>();
+    made.dense = made.wide.dense[0][1] = dense_kernel<Tiles512>();
+    made.product = made.wide.product = tiled_product_kernel<ProductVnni512>();
     made.add = add512;
     made.layer_norm = layer_norm512;
     if (__builtin_cpu_supports("avx512vbmi")) {

@@ -17,11 +17,7 @@ struct Vnni {
 namespace edgewright {
 
 const Kernels& avxvnni_kernels() {
-  static const Kernels table = [] {
-    Kernels made = vnni_kernels("avxvnni");
-    take_words_of_bytes(made.wide);
-    return made;
-  }();
+  static const Kernels table = vnni_kernels("avxvnni");
   return table;
 }
 

@@ -5,6 +5,10 @@
 // from the image itself; otherwise patches of a block of rows are laid out first. Output channels are packed
 // in panels of two vectors, and of one where no more are left.
 //
+// Where results are int16, or such that only one after the other can be made, a tile leaves its sums in
+// memory and a function out of line goes on from there: in each tile it would take much code and save little
+// time.
+//
 // A path is a type with
 //   kLanes     int32 lanes of a vector
 //   kRows      most rows of a tile
@@ -81,7 +85,7 @@ void pack_dense(const Convolution& op, const int8_t* weight, uint8_t* packed) {
     const int64_t vectors = vectors_at<Path>(op, from), width = vectors * kLanes;
     const int64_t used = smaller(width, op.at.out_channels - from);
     const PanelHead head{Path::choose(weight + from * count, used, count, in_channels, window),
-                         common_way(op.scaling, from, used)};
+                         common_way(op.scaling, from, used, op.y_item)};
     Channels<kLanes> channels[2];
     std::memset(channels, 0, sizeof channels);
     uint8_t* to = packed + sizeof head + vectors * static_cast<int64_t>(sizeof channels[0]);
@@ -220,7 +224,7 @@ void dense(const Convolution& op, const uint8_t* packed, const uint8_t* x, uint8
       for (int64_t t = from; t < to; ++t) {
         const int64_t at = share_of.first(t), height = share_of.rows(t);
         tile.x = first + (at - row) * tile.stride;
-        tile.y = y + at * outputs + o;
+        tile.y = y + (at * outputs + o) * op.y_item;
         if (vectors == 2) {
           run_tile<Path, 2, Path::kRows>(height, tile);
         } else {

@@ -63,28 +63,48 @@ struct Tiles256 {
   [[gnu::always_inline]] static void finish(const Tile& tile, const __m256i (&acc)[Rows][Vectors]) {
     const auto* head = reinterpret_cast<const PanelHead*>(tile.panel);
     const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
-    const Scaling& to = tile.op->scaling;
-    const int64_t y_stride = tile.op->at.out_channels;
-    if (head->way == Way::kAny) {
-      int32_t all[Rows][Vectors][8];
+    if (head->way == Way::kShort) {
+      put(tile, acc, [&](__m256i sums, int v) { return requantize_short(sums, channels[v]); });
+    } else if (head->way == Way::kHighHalf) {
+      put(tile, acc, [&](__m256i sums, int v) { return requantize_lanes(sums, channels[v]); });
+    } else {
+      alignas(32) int32_t sums[Rows][Vectors * 8];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(all[r][v]), acc[r][v]);
-      }
-      for (int r = 0; r < Rows; ++r) {
-        for (int64_t o = 0; o < tile.used; ++o) {
-          const Place at = Vectors == 2 ? place(o) : Place{0, o};
-          tile.y[r * y_stride + o] = requantize_any(all[r][at.vector][at.lane], to, tile.from + o);
+        for (int v = 0; v < Vectors; ++v) {
+          _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + v * 8), acc[r][v]);
         }
       }
-      return;
+      put_from_memory<Vectors>(tile, Rows, sums[0]);
     }
-    if (head->way == Way::kShort) {
-      put(tile, acc, [&](__m256i sums, int v) { return requantize_short(sums, channels[v]); });
-    } else {
-      put(tile, acc, [&](__m256i sums, int v) { return requantize_lanes(sums, channels[v]); });
+  }
+
+  // Way::kWords and Way::kAny.
+  template <int Vectors>
+  [[gnu::noinline]] static void put_from_memory(const Tile& tile, int64_t rows, const int32_t* sums) {
+    const auto* head = reinterpret_cast<const PanelHead*>(tile.panel);
+    const auto* channels = reinterpret_cast<const Channels<8>*>(tile.panel + sizeof(PanelHead));
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_item = tile.op->y_item, y_stride = tile.op->at.out_channels * y_item;
+    uint8_t* y = tile.y;
+    for (int64_t r = 0; r < rows; ++r, y += y_stride, sums += Vectors * 8) {
+      if (head->way == Way::kWords) {
+        const __m256i first = requantize_lanes(lifted(load(sums), load(channels[0].lift)), channels[0]);
+        if constexpr (Vectors == 2) {
+          const __m256i second =
+              requantize_lanes(lifted(load(sums + 8), load(channels[1].lift)), channels[1]);
+          store_words(y, _mm256_packs_epi32(first, second), to, tile.used);
+        } else {
+          const __m256i words = _mm256_packs_epi32(first, first);
+          store_words(y, _mm256_permute4x64_epi64(words, 0xD8), to, tile.used);
+        }
+        continue;
+      }
+      for (int64_t o = 0; o < tile.used; ++o) {
+        const Place at = Vectors == 2 ? place(o) : Place{0, o};
+        put_any(sums[at.vector * 8 + at.lane], to, tile.from + o, y_item, y, o);
+      }
     }
   }
 

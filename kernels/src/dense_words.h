@@ -1,5 +1,5 @@
-// Dense convolution where int16 comes in or goes out: vpmaddwd on pairs of 16-bit terms, exact always. A
-// uint8 is widened as rows are laid out, so that one tile serves both. Tiles are 6 rows by 16 channels.
+// Dense convolution where int16 comes in: vpmaddwd on pairs of 16-bit terms, exact always. Tiles are 6 rows
+// by 16 channels. (Where only the result is int16, the tiles of dense.h serve.)
 //
 // Terms are taken two at a time. Where the window is one pixel and channels are even, rows of int16 are read
 // from the image itself; otherwise those of a block of pixels are laid out first.
@@ -56,12 +56,10 @@ inline void pack_words(const Convolution& op, const int8_t* weight, uint8_t* pac
 
 // ---- rows ----
 
-template <class X>
-bool words_in_place(const Convolution& op) {
+inline bool words_in_place(const Convolution& op) {
   const Sliding& at = op.at;
-  return sizeof(X) == 2 && at.in_channels % 2 == 0 && taps(at) == 1 && at.stride[0] == 1 &&
-         at.stride[1] == 1 && at.before[0] == 0 && at.before[1] == 0 && at.out[0] == at.in[0] &&
-         at.out[1] == at.in[1];
+  return at.in_channels % 2 == 0 && taps(at) == 1 && at.stride[0] == 1 && at.stride[1] == 1 &&
+         at.before[0] == 0 && at.before[1] == 0 && at.out[0] == at.in[0] && at.out[1] == at.in[1];
 }
 
 inline int64_t word_tiles(const Convolution& op) { return (pixels(op.at) + kWordRows - 1) / kWordRows; }
@@ -73,15 +71,13 @@ inline int64_t word_block(const Convolution& op) {
   return smaller(fit < 1 ? 1 : fit, word_tiles(op));
 }
 
-template <class X>
-size_t words_scratch_bytes(const Convolution& op) {
-  if (words_in_place<X>(op)) return 0;
+inline size_t words_scratch_bytes(const Convolution& op) {
+  if (words_in_place(op)) return 0;
   return static_cast<size_t>(word_block(op) * kWordRows * word_pairs(op) * 4);
 }
 
 // What `count` pixels of the result see, from number `from` on, in the order (row, column, channel).
-template <class X>
-void lay_out_words(const Convolution& op, const X* x, int64_t from, int64_t count, int16_t* to) {
+inline void lay_out_words(const Convolution& op, const int16_t* x, int64_t from, int64_t count, int16_t* to) {
   const Sliding& at = op.at;
   const int64_t channels = at.in_channels, row = word_pairs(op) * 2;
   for (int64_t pixel = from; pixel < from + count; ++pixel, to += row) {
@@ -95,7 +91,7 @@ void lay_out_words(const Convolution& op, const X* x, int64_t from, int64_t coun
           continue;
         }
         const int64_t iy = rows.start + r * at.dilation[0], ix = columns.start + c * at.dilation[1];
-        const X* __restrict seen = x + (iy * at.in[1] + ix) * channels;
+        const int16_t* __restrict seen = x + (iy * at.in[1] + ix) * channels;
         for (int64_t i = 0; i < channels; ++i) word[i] = seen[i];
       }
     }
@@ -121,13 +117,7 @@ struct WordTile {
 
 [[maybe_unused]] inline void store_results(uint8_t* y, __m256i first, __m256i second, const Scaling& to,
                                            int64_t used, int16_t) {
-  const __m256i low = _mm256_set1_epi16(static_cast<int16_t>(to.low));
-  const __m256i high = _mm256_set1_epi16(static_cast<int16_t>(to.high));
-  const __m256i words = _mm256_min_epi16(_mm256_max_epi16(_mm256_packs_epi32(first, second), low), high);
-  if (used == kWordChannels) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), words);
-  int16_t all[kWordChannels];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), words);
-  std::memcpy(y, all, static_cast<size_t>(used) * sizeof(int16_t));
+  store_words(y, _mm256_packs_epi32(first, second), to, used);
 }
 
 template <int Rows, class Y>
@@ -192,19 +182,19 @@ inline int64_t words_units(const Convolution& op) {
   return words_by_panels(op) ? word_panels(op) : word_tiles(op);
 }
 
-template <class X, class Y>
+template <class Y>
 void dense_words(const Convolution& op, const uint8_t* packed, const uint8_t* x_bytes, uint8_t* y,
                  uint8_t* scratch, int64_t begin, int64_t end) {
-  const X* x = reinterpret_cast<const X*>(x_bytes);
+  const int16_t* x = reinterpret_cast<const int16_t*>(x_bytes);
   const int64_t outputs = op.at.out_channels, count = pixels(op.at), row = word_pairs(op) * 2;
-  const bool split = words_by_panels(op), in_place = words_in_place<X>(op);
+  const bool split = words_by_panels(op), in_place = words_in_place(op);
   const int64_t first_panel = split ? begin : 0, last_panel = split ? end : word_panels(op);
   const int64_t last_tile = split ? word_tiles(op) : end, block = word_block(op);
   for (int64_t from = split ? 0 : begin; from < last_tile; from += block) {
     const int64_t to = smaller(from + block, last_tile), first = from * kWordRows;
     const int16_t* words = reinterpret_cast<const int16_t*>(scratch);
     if (in_place) {
-      words = reinterpret_cast<const int16_t*>(x_bytes) + first * row;
+      words = x + first * row;
     } else {
       lay_out_words(op, x, first, smaller(to * kWordRows, count) - first,
                     reinterpret_cast<int16_t*>(scratch));
@@ -223,20 +213,15 @@ void dense_words(const Convolution& op, const uint8_t* packed, const uint8_t* x_
   }
 }
 
-template <class X, class Y>
+template <class Y>
 ConvolutionKernel words_kernel() {
-  return {words_packed_bytes, pack_words, words_scratch_bytes<X>, words_units, dense_words<X, Y>};
+  return {words_packed_bytes, pack_words, words_scratch_bytes, words_units, dense_words<Y>};
 }
 
 // In place of the plain loops.
 [[maybe_unused]] inline void take_words(Wide& table) {
-  table.dense[1][0] = words_kernel<int16_t, uint8_t>();
-  table.dense[1][1] = words_kernel<int16_t, int16_t>();
-}
-
-// And for uint8, where the compiler has no AVX-512 VNNI: with that it makes more of the plain loops.
-[[maybe_unused]] inline void take_words_of_bytes(Wide& table) {
-  table.dense[0][1] = words_kernel<uint8_t, int16_t>();
+  table.dense[1][0] = words_kernel<uint8_t>();
+  table.dense[1][1] = words_kernel<int16_t>();
 }
 
 }  // namespace

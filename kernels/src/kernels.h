@@ -35,6 +35,7 @@ struct Convolution {
   int32_t zero_point;   // of x: the value of padding
   const int32_t* bias;  // per output channel, with the zero point of x folded in
   Scaling scaling;
+  int64_t y_item;  // bytes of a result: 1, or 2 where it is int16
 };
 
 struct Addition {
@@ -64,6 +65,7 @@ struct Product {
   bool transposed;
   int32_t zero_point[2];
   Scaling scaling;
+  int64_t y_item;  // bytes of a result: 1, or 2 where it is int16
 };
 
 struct ProductKernel {

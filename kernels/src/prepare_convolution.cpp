@@ -123,6 +123,7 @@ Layer make_layer(Setup& setup, const ConvolutionKernel& kernel, const Sliding& a
   layer.op.scaling = setup.scaling();
   layer.op.scaling.multiplier += from;
   layer.op.scaling.shift += from;
+  layer.op.y_item = setup.y().item();
   layer.kernel = &kernel;
   layer.packed = setup.take(kernel.packed_bytes(layer.op));
   kernel.pack(layer.op, weight, layer.packed->data());

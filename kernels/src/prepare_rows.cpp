@@ -53,6 +53,7 @@ Step prepare_matmul(Setup& setup) {
   product.zero_point[0] = a.zero_point;
   product.zero_point[1] = b.zero_point;
   product.scaling = setup.scaling();
+  product.y_item = y.item();
   const ProductKernel& kernel = y.is_wide() ? setup.kernels.wide.product : setup.kernels.product;
   setup.need_scratch(kernel.scratch_bytes(product));
   // A unit is a few rows of one product.

@@ -81,7 +81,7 @@ void tiled_product(const Product& op, const uint8_t* a, const uint8_t* b, uint8_
     Path::lay_out(op, a + row * op.terms, rows, scratch + count * each, tile);
     for (int64_t p = 0; p < count; ++p) {
       tile.panel = scratch + p * each;
-      tile.y = y + row * op.columns + first_column<Path>(op, p);
+      tile.y = y + (row * op.columns + first_column<Path>(op, p)) * op.y_item;
       product_tile<Path, Path::kRows>(rows, tile);
     }
   }

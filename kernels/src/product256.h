@@ -39,25 +39,41 @@ struct ProductTiles256 {
     }
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->columns;
-    if (!fits_high_half(to, 0)) {
-      int32_t all[Rows][kColumns];
+    if (tile.op->y_item == 2 || !fits_high_half(to, 0)) {
+      alignas(32) int32_t sums[Rows][kColumns];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(all[r]), acc[r][0]);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(all[r] + 8), acc[r][1]);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r]), acc[r][0]);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + 8), acc[r][1]);
       }
-      for (int r = 0; r < Rows; ++r) {
-        for (int64_t n = 0; n < tile.used; ++n) {
-          tile.y[r * y_stride + n] = requantize_any(all[r][8 * vector_of(n) + lane_of(n)], to, 0);
-        }
-      }
-      return;
+      return put_from_memory(tile, Rows, sums[0]);
     }
     const Uniform256 by = uniform256(to);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const __m128i bytes = narrow(requantize_lanes(acc[r][0], by), requantize_lanes(acc[r][1], by));
       store(tile.y + r * y_stride, clamp(bytes, by.bounds), tile.used);
+    }
+  }
+
+  // As in dense.h, out of line.
+  [[gnu::noinline]] static void put_from_memory(const ProductTile<Dot>& tile, int64_t rows,
+                                                const int32_t* sums) {
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_item = tile.op->y_item;
+    const bool words = y_item == 2 && fits_lifted(to, 0);
+    const Uniform256 by = words ? uniform256(to) : Uniform256{};
+    uint8_t* y = tile.y;
+    for (int64_t r = 0; r < rows; ++r, y += tile.op->columns * y_item, sums += kColumns) {
+      if (words) {
+        const __m256i first = requantize_lanes(lifted(load(sums), by.lift), by),
+                      second = requantize_lanes(lifted(load(sums + 8), by.lift), by);
+        store_words(y, _mm256_packs_epi32(first, second), to, tile.used);
+        continue;
+      }
+      for (int64_t n = 0; n < tile.used; ++n) {
+        put_any(sums[8 * vector_of(n) + lane_of(n)], to, 0, y_item, y, n);
+      }
     }
   }
 };

@@ -7,8 +7,25 @@ namespace edgewright {
 namespace {
 
 struct Uniform512 {
-  __m512i multiplier, half, shift;
+  __m512i multiplier, half, shift, lift;
 };
+
+inline Uniform512 uniform512(const Scaling& to) {
+  Factor by = raised(to.multiplier[0], to.shift[0]);
+  const int32_t lift = lift_of(by.shift);
+  by.shift += lift;
+  return {_mm512_set1_epi32(by.multiplier),
+          _mm512_set1_epi64((int64_t{1} << (by.shift - 1)) + (int64_t{to.zero_point} << by.shift)),
+          _mm512_set1_epi32(by.shift - 32), _mm512_set1_epi32(lift)};
+}
+
+// As in simd256.h.
+inline __m512i lifted(__m512i acc, __m512i lift) {
+  const __m512i most =
+      _mm512_mask_set1_epi32(_mm512_set1_epi32(1 << 17), _mm512_testn_epi32_mask(lift, lift), 0x7FFFFFFF);
+  const __m512i least = _mm512_xor_si512(most, _mm512_set1_epi32(-1));
+  return _mm512_sllv_epi32(_mm512_max_epi32(_mm512_min_epi32(acc, most), least), lift);
+}
 
 inline __m512i requantize_lanes(__m512i acc, const Uniform512& by) {
   const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(acc, by.multiplier), by.half);
@@ -45,23 +62,16 @@ struct ProductVnni512 : FourByteColumns<Order32, 32> {
     }
     const Scaling& to = tile.op->scaling;
     const int64_t y_stride = tile.op->columns;
-    if (!fits_high_half(to, 0)) {
-      int32_t all[Rows][kColumns];
+    if (tile.op->y_item == 2 || !fits_high_half(to, 0)) {
+      alignas(64) int32_t sums[Rows][kColumns];
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
-        _mm512_storeu_si512(all[r], acc[r][0]);
-        _mm512_storeu_si512(all[r] + 16, acc[r][1]);
+        _mm512_store_si512(sums[r], acc[r][0]);
+        _mm512_store_si512(sums[r] + 16, acc[r][1]);
       }
-      for (int r = 0; r < Rows; ++r) {
-        for (int64_t n = 0; n < tile.used; ++n) tile.y[r * y_stride + n] = requantize_any(all[r][n], to, 0);
-      }
-      return;
+      return put_from_memory(tile, Rows, sums[0]);
     }
-    const Factor factor = raised(to.multiplier[0], to.shift[0]);
-    const Uniform512 by = {
-        _mm512_set1_epi32(factor.multiplier),
-        _mm512_set1_epi64((int64_t{1} << (factor.shift - 1)) + (int64_t{to.zero_point} << factor.shift)),
-        _mm512_set1_epi32(factor.shift - 32)};
+    const Uniform512 by = uniform512(to);
     const __m512i lowest = _mm512_set1_epi8(static_cast<char>(to.low));
     const __m512i highest = _mm512_set1_epi8(static_cast<char>(to.high));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -78,6 +88,26 @@ struct ProductVnni512 : FourByteColumns<Order32, 32> {
       bytes = _mm512_min_epu8(_mm512_max_epu8(bytes, lowest), highest);
       _mm256_mask_storeu_epi8(tile.y + r * y_stride, some, _mm512_castsi512_si256(bytes));
       _mm256_mask_storeu_epi8(tile.y + next * y_stride, some, _mm512_extracti64x4_epi64(bytes, 1));
+    }
+  }
+
+  // As in dense.h, out of line.
+  [[gnu::noinline]] static void put_from_memory(const ProductTile<ProductVnni512>& tile, int64_t rows,
+                                                const int32_t* sums) {
+    const Scaling& to = tile.op->scaling;
+    const int64_t y_item = tile.op->y_item;
+    const bool words = y_item == 2 && fits_lifted(to, 0);
+    const Uniform512 by = words ? uniform512(to) : Uniform512{};
+    uint8_t* y = tile.y;
+    for (int64_t r = 0; r < rows; ++r, y += tile.op->columns * y_item, sums += kColumns) {
+      if (!words) {
+        for (int64_t n = 0; n < tile.used; ++n) put_any(sums[n], to, 0, y_item, y, n);
+        continue;
+      }
+      for (int64_t n = 0; n < tile.used; n += 16) {
+        const __m512i results = requantize_lanes(lifted(_mm512_load_si512(sums + n), by.lift), by);
+        store_words(y + n * 2, _mm512_cvtsepi32_epi16(results), to, smaller(tile.used - n, 16));
+      }
     }
   }
 };

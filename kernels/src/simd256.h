@@ -31,16 +31,24 @@ namespace {
 // below 512 in magnitude are multiples of 2^-15 and have 24 bits, those of |acc| >= 2^24 are 512 and more,
 // and rounding never goes past 512 from either side: all of those are clamped. One half is added and the
 // fraction cut off; for negative values that is no floor, but they are clamped to 0 as well.
-enum class Way : int32_t { kAny, kHighHalf, kShort };
+//
+// kWords: kHighHalf, to int16, which has no zero point. There a factor is often a half and more, and its
+// shift below 32. Then sums of 2^17 in magnitude saturate as larger ones do; so they are limited to that, and
+// shifted left by the `lift` that the shift lacks.
+enum class Way : int32_t { kAny, kWords, kHighHalf, kShort };
 
 // The constants of `Lanes` output channels.
 template <int Lanes>
 struct Channels {
   int32_t bias[Lanes];
-  float factor[Lanes], offset[Lanes];  // kShort: m / 2^s, zero point + 1/2
-  int32_t multiplier[2][Lanes];        // the second with odd lanes moved to even ones
-  int32_t shift[Lanes];                // less 32
-  int64_t half[2][Lanes / 2];          // 2^(shift-1) + (zero point << shift)
+  union {
+    float factor[Lanes];  // kShort: m / 2^s
+    int32_t lift[Lanes];  // kWords
+  };
+  float offset[Lanes];           // kShort: zero point + 1/2
+  int32_t multiplier[2][Lanes];  // the second with odd lanes moved to even ones
+  int32_t shift[Lanes];          // less 32
+  int64_t half[2][Lanes / 2];    // 2^(shift-1) + (zero point << shift)
 };
 
 // An equal multiplier and shift, the shift at least 32 where that can be.
@@ -63,6 +71,14 @@ inline Factor raised(int32_t multiplier, int32_t shift) {
   return factor.shift + extra >= 32 && factor.shift + extra <= 54;
 }
 
+// What the shift lacks to be 32.
+[[maybe_unused]] inline int32_t lift_of(int32_t shift) { return shift < 32 ? 32 - shift : 0; }
+
+[[maybe_unused]] inline bool fits_lifted(const Scaling& scaling, int64_t channel) {
+  const int32_t shift = raised(scaling.multiplier[channel], scaling.shift[channel]).shift;
+  return lift_of(shift) <= 13 && shift <= 54;
+}
+
 // An equal multiplier and shift, as small as can be.
 inline Factor lowered(int32_t multiplier, int32_t shift) {
   while (multiplier % 2 == 0 && shift > 0) {
@@ -73,13 +89,16 @@ inline Factor lowered(int32_t multiplier, int32_t shift) {
 }
 
 // The fastest way that all of `count` channels may take.
-[[maybe_unused]] inline Way common_way(const Scaling& scaling, int64_t from, int64_t count) {
-  bool all_short = true, all_high = true;
+[[maybe_unused]] inline Way common_way(const Scaling& scaling, int64_t from, int64_t count,
+                                       int64_t y_item = 1) {
+  bool all_short = true, all_high = true, all_lifted = true;
   for (int64_t channel = from; channel < from + count; ++channel) {
     const Factor factor = lowered(scaling.multiplier[channel], scaling.shift[channel]);
     all_short &= factor.shift <= 15 && factor.multiplier < (1 << factor.shift);
     all_high &= fits_high_half(scaling, channel);
+    all_lifted &= fits_lifted(scaling, channel);
   }
+  if (y_item == 2) return all_lifted ? Way::kWords : Way::kAny;
   return all_short ? Way::kShort : all_high ? Way::kHighHalf : Way::kAny;
 }
 
@@ -90,9 +109,13 @@ void pack_channel(const Convolution& op, int64_t channel, int64_t lane, Channels
   const Factor low = lowered(op.scaling.multiplier[channel], op.scaling.shift[channel]);
   to.factor[lane] = static_cast<float>(low.multiplier) / static_cast<float>(int64_t{1} << low.shift);
   to.offset[lane] = static_cast<float>(op.scaling.zero_point) + 0.5f;
-  if (!fits_high_half(op.scaling, channel, extra)) return;
   Factor factor = raised(op.scaling.multiplier[channel], op.scaling.shift[channel]);
   factor.shift += extra;
+  if (op.y_item == 2) {
+    to.lift[lane] = lift_of(factor.shift);
+    factor.shift += to.lift[lane];
+  }
+  if (factor.shift < 32 || factor.shift > 54) return;
   to.multiplier[0][lane] = factor.multiplier;
   if (lane % 2 == 1) to.multiplier[1][lane - 1] = factor.multiplier;
   to.shift[lane] = factor.shift - 32;
@@ -116,10 +139,29 @@ void pack_channel(const Convolution& op, int64_t channel, int64_t lane, Channels
   return _mm256_srav_epi32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA), load(by.shift));
 }
 
+// What comes before that for kWords.
+[[maybe_unused]] inline __m256i lifted(__m256i acc, __m256i lift) {
+  const __m256i none = _mm256_cmpeq_epi32(lift, _mm256_setzero_si256());
+  const __m256i most = _mm256_or_si256(_mm256_srli_epi32(none, 1), _mm256_set1_epi32(1 << 17));
+  const __m256i least = _mm256_xor_si256(most, _mm256_set1_epi32(-1));
+  return _mm256_sllv_epi32(_mm256_max_epi32(_mm256_min_epi32(acc, most), least), lift);
+}
+
 // The same for any multiplier and shift, one value after the other.
 [[maybe_unused]] inline uint8_t requantize_any(int32_t acc, const Scaling& to, int64_t channel) {
   const int64_t value = requantize(acc, to.multiplier[channel], to.shift[channel]);
   return saturate(value + to.zero_point, to.low, to.high);
+}
+
+// The same to `y`, number `at` there: a uint8 or, with items of two bytes, an int16.
+[[maybe_unused]] inline void put_any(int32_t acc, const Scaling& to, int64_t channel, int64_t y_item,
+                                     uint8_t* y, int64_t at) {
+  if (y_item == 1) {
+    y[at] = requantize_any(acc, to, channel);
+  } else {
+    const int64_t value = requantize(acc, to.multiplier[channel], to.shift[channel]);
+    reinterpret_cast<int16_t*>(y)[at] = narrowed<int16_t>(value + to.zero_point, to.low, to.high);
+  }
 }
 
 // Sixteen channels lie in two vectors as vpunpck leaves and vpack takes them: 0-3 and 8-11 in the first, the
@@ -157,15 +199,17 @@ struct Bounds {
 
 // One multiplier and shift for all lanes.
 struct Uniform256 {
-  __m256i multiplier, half, shift;
+  __m256i multiplier, half, shift, lift;
   Bounds bounds;
 };
 
 [[maybe_unused]] inline Uniform256 uniform256(const Scaling& to) {
-  const Factor by = raised(to.multiplier[0], to.shift[0]);
+  Factor by = raised(to.multiplier[0], to.shift[0]);
+  const int32_t lift = lift_of(by.shift);
+  by.shift += lift;
   return {_mm256_set1_epi32(by.multiplier),
           _mm256_set1_epi64x((int64_t{1} << (by.shift - 1)) + (int64_t{to.zero_point} << by.shift)),
-          _mm256_set1_epi32(by.shift - 32), bounds_of(to)};
+          _mm256_set1_epi32(by.shift - 32), _mm256_set1_epi32(lift), bounds_of(to)};
 }
 
 // As for the channels in simd256.h.
@@ -190,6 +234,16 @@ struct Uniform256 {
   } else {
     store_some(y, bytes, count);
   }
+}
+
+// Sixteen results as int16, or the first `count` of them.
+[[maybe_unused]] inline void store_words(uint8_t* y, __m256i words, const Scaling& to, int64_t count) {
+  words = _mm256_max_epi16(words, _mm256_set1_epi16(static_cast<int16_t>(to.low)));
+  words = _mm256_min_epi16(words, _mm256_set1_epi16(static_cast<int16_t>(to.high)));
+  if (count == 16) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), words);
+  int16_t all[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), words);
+  std::memcpy(y, all, static_cast<size_t>(count) * sizeof(int16_t));
 }
 
 }  // namespace

@@ -73,12 +73,13 @@ struct FourRows {
   made.interleave = interleave;
   made.depthwise = depthwise_kernel<FourTaps, FourRows>();
   take_words(made.wide);
+  made.wide.dense[0][1] = made.dense;
   made.add = add;
   made.multiply = multiply;
   made.softmax = softmax;
   made.layer_norm = layer_norm;
   made.lookup = lookup;
-  made.product = tiled_product_kernel<ProductVnni>();
+  made.product = made.wide.product = tiled_product_kernel<ProductVnni>();
   return made;
 }
 

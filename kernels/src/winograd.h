@@ -19,6 +19,7 @@ constexpr int64_t kPanelWidth = 16;  // output channels
 // Where it can be used and pays. Depends on the shape, bias and scaling alone.
 inline bool winograd_fits(const Convolution& op) {
   const Sliding& at = op.at;
+  if (op.y_item != 1) return false;
   constexpr int32_t kMostBias = 1 << 28;  // 4 * (255 * 127 * 9 * 896 + 2^28) < 2^31
   if (at.kernel[0] != 3 || at.kernel[1] != 3 || at.stride[0] != 1 || at.stride[1] != 1 ||
       at.dilation[0] != 1 || at.dilation[1] != 1 || at.in_channels % 16 != 0 || at.in_channels > 896 ||

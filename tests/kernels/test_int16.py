@@ -101,6 +101,40 @@ def test_every_end_of_the_rescale_is_exact(multiplier: int, shift: int, y: ir.DT
         same_bits_everywhere(p, inputs)
 
 
+@pytest.mark.parametrize("shift", [1, 18, 19, 20, 31, 32, 33, 54, 55, 62])
+@pytest.mark.parametrize("multiplier", [0, 1, 1 << 30, (1 << 31) - 1])
+def test_sums_of_uint8_become_int16_exactly_by_every_factor(multiplier: int, shift: int) -> None:
+    """Sums of each size, those where int16 saturates by a factor of a half among them."""
+    rng = np.random.default_rng(shift)
+    edges = [sign * (1 << 17) + off for sign in (1, -1) for off in (-2, -1, 0, 1, 2)]
+    bias = np.array(
+        [0, 1, -1, 2**31 - 1 - 127 * 255, -(2**31) + 1 + 127 * 255, *edges, *rng.integers(-40000, 40000, 28)],
+        np.int32,
+    )
+    for low, high in (WIDE, (-30000, 77)):
+        p = Program()
+        x = p.input("x", (13, 1))
+        scale = rescale([multiplier] * len(bias), [shift] * len(bias), low, high)
+        weight = rng.choice(np.array([-127, 1, 127], np.int8), (len(bias), 1))
+        p.output("dense", p.fully_connected(x, weight, bias, scale, dtype="int16"))
+        a, b = p.input("a", (13, 40), zero_point=255), p.input("b", (40, 35), zero_point=3)
+        p.output("product", p.matmul(a, b, rescale(multiplier, shift, low, high), dtype="int16"))
+        inputs = {"x": np.linspace(0, 255, 13, dtype=np.float32).reshape(1, 13, 1)}
+        inputs["a"] = rng.choice([-255.0, -3.0, 0.0], (1, 13, 40)).astype(np.float32)
+        inputs["b"] = rng.choice([-3.0, 0.0, 1.0, 252.0], (1, 40, 35)).astype(np.float32)
+        same_bits_everywhere(p, inputs)
+
+
+def test_a_convolution_of_three_by_three_gives_int16_exactly() -> None:
+    for draw, channels in ((Draw(1), 16), (Draw(2), 32)):
+        p = Program()
+        x = p.input("x", (9, 11, channels), zero_point=draw.zero_point())
+        window = ir.Window(kernel=(3, 3), padding=(1, 1, 1, 1))
+        weight, scale = draw.weight((48, channels, 3, 3)), draw.rescale(48, 40000.0 * 8, "int16")
+        p.output("y", p.convolution(x, weight, draw.bias(48), window, scale, dtype="int16"), (0, 1, 2))
+        same_bits_everywhere(p, draw.inputs(p.plan(), 2))
+
+
 def test_nan_infinity_halves_and_extremes_quantize_as_specified() -> None:
     halves = np.arange(-40000, 40000, 61, dtype=np.float32) + np.float32(0.5)
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 3.4e38, -3.4e38, 1e-45], np.float32)
