@@ -20,22 +20,14 @@ import onnx
 from edgewright.calibrate import LEAST_SCALE, Grid, Integers, Method, Observed
 from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
-from edgewright.lower.scales import short_factors
-from edgewright.overflow import OverflowSafe, safe_integers, safe_scale
+from edgewright.overflow import OverflowSafe, safe_integers
 from edgewright.precision import Activations, Precision
 from edgewright.qdq import Given
+from edgewright.qdq_graph import QdqGraph
+from edgewright.weight_scale import BASE_OVERSHOOT, BASE_USE, least_scale, weight_scale
 from edgewright.wiring import Wiring, attributes, make_node
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
-# A base's grid is kept while it still fits: at most this share of its range may be overshot (and is clipped),
-# and at least this share must be in use.
-BASE_OVERSHOOT = 0.02
-BASE_USE = 0.7
-
-# Layers with so few terms to an output spend a good part of their time on the change of scale behind it;
-# their weight scales are chosen so that it has a short multiplier.
-SHORT_TERMS = 256
 
 INT16_OPSET = 21  # the first in which QuantizeLinear gives int16
 MOST_SUM = (1 << 31) - 1  # of an accumulator
@@ -150,13 +142,12 @@ class _Quantizer:
         self.precision = Precision(self.graph, self.fusion, "uint8" if given.grids else activations)
         self.narrowed: list[str] = []
         self.constants = dict(self.graph.constants)
+        self.qdq = QdqGraph(self.graph, self.constants)
         self.producers, self.readers = self.graph.producers(), self.graph.readers()
         self.outputs = set(self.graph.outputs)
-        self.nodes: list[onnx.NodeProto] = []
         self.grids: dict[str, Grid] = {}
         self.decided: dict[str, Grid] = {}
         self.wanted = self._grids_of_concats()
-        self.weights: dict[str, npt.NDArray[Any]] = {}
         self.dequantized: dict[str, str] = {}
         self.bias_scales: dict[str, npt.NDArray[np.float32]] = {}
         self.kept = 0
@@ -173,7 +164,7 @@ class _Quantizer:
                 self._integer(node)
             else:
                 self._rewired(node, [self._floating(n) for n in node.input])
-        self.graph.nodes = self.nodes
+        self.graph.nodes = self.qdq.nodes
         self.graph.drop_dead()
         made = self.graph.model()
         if self.precision.wide:
@@ -182,7 +173,7 @@ class _Quantizer:
         return Quantized(
             model=made,
             grids=self.grids,
-            weights=self.weights,
+            weights=self.qdq.weights,
             kept_grids=self.kept,
             narrowed=tuple(self.narrowed),
         )
@@ -204,7 +195,7 @@ class _Quantizer:
                 for i, n in zip(inputs, node.input, strict=True)
             ]
         elif node.op_type == "LayerNormalization":
-            inputs[1:] = [self._float_parameter(n, node) for n in node.input[1:] if n]
+            inputs[1:] = [self.qdq.float_parameter(n, node) for n in node.input[1:] if n]
         elif node.op_type == "Concat":
             inputs = self._joined(node)
         elif result in self.fusion.masks:
@@ -241,7 +232,7 @@ class _Quantizer:
     def _rewired(self, node: onnx.NodeProto, inputs: Sequence[str]) -> None:
         del node.input[:]
         node.input.extend(inputs)
-        self.nodes.append(node)
+        self.qdq.nodes.append(node)
 
     def _embedding(self, node: onnx.NodeProto) -> None:
         """A table of int8, one scale; what is taken from it lies on the same grid, moved to uint8.
@@ -263,16 +254,16 @@ class _Quantizer:
             self.grids[result] = Grid(scale=float(scale), zero_point=128)
         integers = np.clip(np.rint(table / scale), -127, 127).astype(np.int8)
         parameters = [
-            self._parameter(f"{name}.scale", np.asarray(scale)),
-            self._parameter(f"{name}_zero_point", np.zeros(scale.shape, np.int8), inline=True),
+            self.qdq.parameter(f"{name}.scale", np.asarray(scale)),
+            self.qdq.parameter(f"{name}_zero_point", np.zeros(scale.shape, np.int8), inline=True),
         ]
         axis: dict[str, Any] = {"axis": -1} if wide else {}
         raw, taken = f"{result}_taken", f"{result}_row"
-        self.nodes.append(
-            make_node("Gather", [self._parameter(name, integers), node.input[1]], raw, node.name, axis=0)
+        self.qdq.nodes.append(
+            make_node("Gather", [self.qdq.parameter(name, integers), node.input[1]], raw, node.name, axis=0)
         )
         rows = make_node("DequantizeLinear", [raw, *parameters], taken, **axis)
-        self.nodes.append(rows)
+        self.qdq.nodes.append(rows)
         self._boundary(result, self.given.grids.get(result, self.grids[result]), produced=rows, source=taken)
 
     def _joined(self, node: onnx.NodeProto) -> list[str]:
@@ -345,9 +336,9 @@ class _Quantizer:
         rows = rows.T if node.op_type == "MatMul" else rows
         name = self._later_bias(node) or [*node.input, ""][2]
         bias = np.abs(self.constants[name].astype(np.float64)) if name else np.zeros(len(rows))
-        kept = self.kept
-        scale = self._weight_scale(node.input[1], rows, bias, grid, self._result_grid(node), "off")
-        self.kept = kept  # counted when the layer is written
+        scale, _ = weight_scale(
+            rows, bias, grid, self._result_grid(node), "off", self._old_scale(node.input[1])
+        )
         return safe_integers(rows, scale, "off"), np.rint(bias / (np.float32(grid.scale) * scale))
 
     def _grid_read(self, name: str, *, takes: bool) -> Grid:
@@ -385,20 +376,11 @@ class _Quantizer:
         if produced is not None and name in self.outputs:
             source, result = f"{name}_float", name
             produced.output[0] = source
-        self._pair(source, name, result, grid)
+        self.qdq.pair(source, name, result, grid)
         self.dequantized[name] = result
 
-    def _pair(self, source: str, name: str, result: str, grid: Grid) -> None:
-        numbers = [
-            self._parameter(f"{name}_scale", np.array(grid.scale, np.float32), inline=True),
-            self._parameter(f"{name}_zero_point", np.array(grid.zero_point, grid.dtype), inline=True),
-        ]
-        quantized = f"{name}_quantized"
-        self.nodes.append(make_node("QuantizeLinear", [source, *numbers], quantized, f"{name}_q"))
-        self.nodes.append(make_node("DequantizeLinear", [quantized, *numbers], result, f"{name}_dq"))
-
     def _requantized(self, name: str, new: str, grid: Grid) -> str:
-        self._pair(self.dequantized[name], new, f"{new}_dequantized", grid)
+        self.qdq.pair(self.dequantized[name], new, f"{new}_dequantized", grid)
         return f"{new}_dequantized"
 
     def _grid(self, name: str) -> Grid:
@@ -430,20 +412,6 @@ class _Quantizer:
 
     # Constants
 
-    def _parameter(self, name: str, value: npt.NDArray[Any], *, inline: bool = False) -> str:
-        """Adds a constant; one that is not inline belongs into weights.safetensors."""
-        self.graph.constants[name] = value
-        if not inline:
-            self.weights[name] = value
-        return name
-
-    def _float_parameter(self, name: str, node: onnx.NodeProto) -> str:
-        value = self.constants[name]
-        if not np.isfinite(value).all():
-            raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
-        taken = name in self.weights and self.weights[name].dtype != value.dtype
-        return self._parameter(f"{name}.{node.name}" if taken else name, value)
-
     def _constant(self, name: str, node: onnx.NodeProto, grid: Grid | None = None) -> str:
         """A constant operand on a grid of its own, int16 beside or before int16, or on the one given."""
         value = self.constants[name].astype(np.float64)
@@ -451,25 +419,18 @@ class _Quantizer:
             raise ExportError(f"node {node.name!r}: its constant {name!r} holds NaN or infinity")
         wide = self.precision.wide.intersection([*node.input, *node.output])
         ends = float(value.min()), float(value.max())
-        own = f"{name}.{node.name}" if name in self.weights else name
+        own = f"{name}.{node.name}" if name in self.qdq.weights else name
         grid = grid or self.fixed.get(own) or self.given.grid_of(value)
         grid = grid or Grid.around(*ends, "int16" if wide else "uint8")
-        steps = np.clip(np.rint(value / grid.scale) + grid.zero_point, *grid.limits).astype(grid.dtype)
-        inputs = [
-            self._parameter(own, steps),
-            self._parameter(f"{own}_scale", np.array(grid.scale, np.float32), inline=True),
-            self._parameter(f"{own}_zero_point", np.array(grid.zero_point, grid.dtype), inline=True),
-        ]
-        self.nodes.append(make_node("DequantizeLinear", inputs, f"{own}_dequantized", f"{own}_dq"))
-        return f"{own}_dequantized"
+        return self.qdq.operand(own, value, grid)
 
     def _expanded(self, name: str, grid: Grid) -> str:
         """A constant that is repeated for each sample."""
         expand = self.producers[name]
         if expand.input[0] in self.constants:
             expand.input[0] = self._constant(expand.input[0], expand, grid)
-            at = next(i for i, n in enumerate(self.nodes) if n is expand)
-            self.nodes.append(self.nodes.pop(at))
+            at = next(i for i, n in enumerate(self.qdq.nodes) if n is expand)
+            self.qdq.nodes.append(self.qdq.nodes.pop(at))
         return name
 
     def _mask(self, name: str) -> str:
@@ -479,10 +440,10 @@ class _Quantizer:
             self.constants[f"{name}_keep"] = keep
             node = make_node("Identity", [name], f"{name}_mask")
             read = self._constant(f"{name}_keep", node, Grid(scale=float(np.float32(1 / 255)), zero_point=0))
-            one = self._parameter(f"{name}_one", np.array(1, np.float32), inline=True)
-            far = self._parameter(f"{name}_far", np.array(-10 * MASKED, np.float32), inline=True)
-            self.nodes.append(make_node("Sub", [read, one], f"{name}_hidden"))
-            self.nodes.append(make_node("Mul", [f"{name}_hidden", far], f"{name}_mask"))
+            one = self.qdq.parameter(f"{name}_one", np.array(1, np.float32), inline=True)
+            far = self.qdq.parameter(f"{name}_far", np.array(-10 * MASKED, np.float32), inline=True)
+            self.qdq.nodes.append(make_node("Sub", [read, one], f"{name}_hidden"))
+            self.qdq.nodes.append(make_node("Mul", [f"{name}_hidden", far], f"{name}_mask"))
         return f"{name}_mask"
 
     def _weight_inputs(self, node: onnx.NodeProto, grid: Grid) -> list[str]:
@@ -497,19 +458,21 @@ class _Quantizer:
         bias = self.constants[bias_name].astype(np.float64) if bias_name else np.zeros(channels)
         if not np.isfinite(weight).all() or not np.isfinite(bias).all():
             raise ExportError(f"layer {node.name!r}: its weights hold NaN or infinity; train it again")
-        prefix = weight_name if weight_name not in self.weights else f"{weight_name}.{node.name}"
+        prefix = weight_name if weight_name not in self.qdq.weights else f"{weight_name}.{node.name}"
         rows = np.moveaxis(weight, axis, 0)
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
         known, safe = self.given.scale_of(rows), self._safety(node, rows.shape)
         if known is None:
-            scale = self._weight_scale(prefix, rows, largest_bias, grid, self._result_grid(node), safe)
+            result = self._result_grid(node)
+            scale, kept = weight_scale(rows, largest_bias, grid, result, safe, self._old_scale(prefix))
+            self.kept += kept
         else:
-            scale, safe = np.maximum(known, _least_scale(largest_bias, grid.scale)), "off"
+            scale, safe = np.maximum(known, least_scale(largest_bias, grid.scale)), "off"
             scale = scale.astype(np.float32)
         integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
-        names = [self._dequantized_constant(prefix, integers, scale, f"{prefix}.scale", axis)]
+        names = [self.qdq.weight(prefix, integers, scale, f"{prefix}.scale", axis)]
         if node.op_type == "MatMul":
-            self.nodes.append(make_node("Transpose", names, f"{prefix}_turned", perm=[1, 0]))
+            self.qdq.nodes.append(make_node("Transpose", names, f"{prefix}_turned", perm=[1, 0]))
             self.bias_scales[node.output[0]] = np.float32(grid.scale) * scale
             return [f"{prefix}_turned"]
         if bias_name:
@@ -524,6 +487,9 @@ class _Quantizer:
         while name in self.fusion.inside:
             name = self.readers[name][0].output[0]
         return self._grid(name)
+
+    def _old_scale(self, name: str) -> npt.NDArray[np.float32] | None:
+        return self.base.weights.get(name) if self.base else None
 
     def _safety(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> OverflowSafe:
         """What a layer's weights have to hold: nothing where the engine never adds in 16 bits."""
@@ -547,56 +513,8 @@ class _Quantizer:
         scale = scale.astype(np.float32)
         steps = np.rint(self.constants[name].astype(np.float64) / scale)
         integers = np.clip(steps, -(2**30), 2**30).astype(np.int32)
-        own = name if name not in self.weights else f"{name}.{node.name}"
-        return self._dequantized_constant(own, integers, scale, f"{own}.scale", 0)
-
-    def _weight_scale(
-        self,
-        name: str,
-        weight: npt.NDArray[Any],
-        bias: npt.NDArray[np.float64],
-        grid: Grid,
-        result: Grid,
-        safe: OverflowSafe,
-    ) -> npt.NDArray[np.float32]:
-        """One scale per output channel; large enough that bias and accumulator stay within 32 bits."""
-        largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-        least = _least_scale(bias, grid.scale)
-        fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
-        if weight[0].size <= SHORT_TERMS and grid.dtype == result.dtype == "uint8":
-            step = result.scale / grid.scale
-            fresh = (short_factors(fresh.astype(np.float64) / step) * step).astype(np.float32)
-        old = self.base.weights.get(name) if self.base else None
-        if old is None or old.shape != fresh.shape:
-            return fresh
-        ratio = fresh / old
-        keep = (ratio <= 1 + BASE_OVERSHOOT) & (ratio >= BASE_USE) & (old >= least)
-        self.kept += int(keep.sum())
-        chosen: npt.NDArray[np.float32] = np.where(keep, old, fresh).astype(np.float32)
-        return chosen
-
-    def _dequantized_constant(
-        self,
-        name: str,
-        integers: npt.NDArray[Any],
-        scale: npt.NDArray[np.float32],
-        scale_name: str,
-        axis: int,
-    ) -> str:
-        inputs = [self._parameter(name, integers), self._parameter(scale_name, scale)]
-        if integers.dtype == np.int8:
-            # Zero is the default, but ONNX Runtime's rewrites of 8-bit weights want it spelled out.
-            zeros = np.zeros(len(scale), np.int8)
-            inputs.append(self._parameter(f"{name}_zero_point", zeros, inline=True))
-        result = f"{name}_dequantized"
-        self.nodes.append(make_node("DequantizeLinear", inputs, result, f"{name}_dq", axis=axis))
-        return result
-
-
-def _least_scale(bias: npt.NDArray[np.float64], input_scale: float) -> npt.NDArray[np.float64]:
-    """The finest steps of weights at which a bias, on the grid of input and weight, fits 32 bits."""
-    # The second bound keeps input_scale * scale, the bias's grid, far from underflow.
-    return np.maximum(np.abs(bias) / (input_scale * 2.0**29), LEAST_SCALE / min(input_scale, 1.0))
+        own = name if name not in self.qdq.weights else f"{name}.{node.name}"
+        return self.qdq.weight(own, integers, scale, f"{own}.scale", 0)
 
 
 def _narrow(name: str) -> str:
