@@ -2,13 +2,11 @@
 // loaded. Where the weights themselves prove that 16 bits suffice, vpmaddubsw on bytes instead, which is
 // faster and gives the same bits. Only this file is compiled with -mavx2 -mfma.
 #include "borders256.h"
-#include "dense_words.h"
 #include "depthwise.h"
 #include "elementwise256.h"
-#include "layer_norm256.h"
 #include "lookup256.h"
 #include "product_pairs256.h"
-#include "softmax256.h"
+#include "wide256.h"
 #include "winograd.h"
 
 namespace edgewright {
@@ -212,16 +210,15 @@ struct TwoRows {
 
 const Kernels& avx2_kernels() {
   static const Kernels table = [] {
-    Kernels made = plain_kernels("avx2");
+    Kernels made = plain_kernels("avx2", wide256());
     made.dense = made.wide.dense[0][1] = dense_or_winograd();
     made.quantize = quantize;
     made.interleave = interleave;
     made.depthwise = depthwise_kernel<TwoTaps, TwoRows>();
     made.add = add;
     made.multiply = multiply;
-    take_words(made.wide);
     made.softmax = softmax;
-    made.layer_norm = layer_norm;
+    made.layer_norm = layer_norm<uint8_t, uint8_t>;
     made.lookup = lookup;
     made.product = made.wide.product = tiled_product_kernel<ProductPairs>();
     return made;

@@ -154,7 +154,9 @@ const Kernels& avx512vnni_kernels() {
     made.dense = made.wide.dense[0][1] = dense_kernel<Tiles512>();
     made.product = made.wide.product = tiled_product_kernel<ProductVnni512>();
     made.add = add512;
-    made.layer_norm = layer_norm512;
+    made.layer_norm = layer_norm512<uint8_t, uint8_t>;
+    made.wide.layer_norm[1][0] = layer_norm512<int16_t, uint8_t>;
+    made.wide.layer_norm[1][1] = layer_norm512<int16_t, int16_t>;
     if (__builtin_cpu_supports("avx512vbmi")) {
       made.lookup = lookup_vbmi;
       made.softmax = softmax_vbmi;

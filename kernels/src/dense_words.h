@@ -218,11 +218,5 @@ ConvolutionKernel words_kernel() {
   return {words_packed_bytes, pack_words, words_scratch_bytes, words_units, dense_words<Y>};
 }
 
-// In place of the plain loops.
-[[maybe_unused]] inline void take_words(Wide& table) {
-  table.dense[1][0] = words_kernel<uint8_t>();
-  table.dense[1][1] = words_kernel<int16_t>();
-}
-
 }  // namespace
 }  // namespace edgewright

@@ -222,7 +222,7 @@ inline void add(const Addition& op, const uint8_t* a, const uint8_t* b, int64_t 
 
 // A table of all this, without dense convolution.
 inline Kernels arm_kernels(const char* name) {
-  Kernels table = plain_kernels(name);
+  Kernels table = plain_kernels(name, plain_wide());
   table.depthwise = {depthwise_packed_bytes, pack_depthwise, depthwise_scratch_bytes, depthwise_units,
                      depthwise};
   table.quantize = quantize;

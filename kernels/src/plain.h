@@ -133,7 +133,7 @@ namespace {
 }
 
 // A table of these loops, for a path to put its own in place. It has no convolutions.
-[[maybe_unused]] inline Kernels plain_kernels(const char* name) {
+[[maybe_unused]] inline Kernels plain_kernels(const char* name, const Wide& wide) {
   Kernels table{};
   table.name = name;
   table.quantize = plain_quantize;
@@ -150,7 +150,7 @@ namespace {
   table.resize = plain_resize;
   table.average_pool_volume = plain_average_pool_volume;
   table.spread = plain_spread;
-  table.wide = plain_wide();
+  table.wide = wide;
   return table;
 }
 

@@ -73,11 +73,12 @@ struct NormalizedRow {
 }
 
 // Value number i, from its T.
-[[maybe_unused]] inline uint8_t gained(const Normalization& op, int32_t t, int64_t i) {
+template <class Y = uint8_t>
+Y gained(const Normalization& op, int32_t t, int64_t i) {
   const Scaling& to = op.scaling;
   const int32_t shift = to.shift[0];
   const int64_t value = int64_t{t} * op.gain[i] + op.offset[i] + (int64_t{1} << (shift - 1));
-  return saturate((value >> shift) + to.zero_point, to.low, to.high);
+  return narrowed<Y>((value >> shift) + to.zero_point, to.low, to.high);
 }
 
 [[maybe_unused]] inline void plain_layer_norm(const Normalization& op, const uint8_t* x, int64_t rows,

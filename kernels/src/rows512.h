@@ -8,35 +8,42 @@ namespace edgewright {
 namespace {
 
 // As in layer_norm256.h, eight values to a vector.
-inline void layer_norm512(const Normalization& op, const uint8_t* x, int64_t rows, uint8_t* y) {
-  if (!op.results_fit) return plain_layer_norm(op, x, rows, y);
+inline __m512i eight_longs(const uint8_t* x) {
+  return _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+}
+
+inline __m512i eight_longs(const int16_t* x) { return _mm512_cvtepi16_epi64(load_half(x)); }
+
+template <class X, class Y>
+void layer_norm512(const Normalization& op, const uint8_t* x_bytes, int64_t rows, uint8_t* y_bytes) {
+  if (!op.results_fit) return any_layer_norm<X, Y>(op, x_bytes, rows, y_bytes);
+  const X* x = reinterpret_cast<const X*>(x_bytes);
+  Y* y = reinterpret_cast<Y*>(y_bytes);
   const Scaling& to = op.scaling;
   const __m512i out_half = _mm512_set1_epi64(int64_t{1} << (to.shift[0] - 1));
   const __m512i out_shift = _mm512_set1_epi64(to.shift[0]), count = _mm512_set1_epi64(op.count);
-  const __m512i zero_point = _mm512_set1_epi32(to.zero_point), zero = _mm512_setzero_si512();
+  const __m512i zero_point = _mm512_set1_epi32(to.zero_point);
   const __m512i even_halves = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const Bounds bounds = bounds_of(to);
   const int64_t vectors = op.count / 16 * 16;
   for (int64_t row = 0; row < rows; ++row, x += op.count, y += op.count) {
-    const RowSums sums = row_sums(x, op.count);
+    const auto sums = row_sums(x, op.count);
     const NormalizedRow by = normalized_row(op, sums.plain, sums.squares);
     const __m512i middle = _mm512_set1_epi64(by.middle), factor = _mm512_set1_epi64(by.factor);
     const __m512i half = _mm512_set1_epi64(int64_t{1} << (by.shift - 1));
     const __m512i shift = _mm512_set1_epi64(by.shift);
-    const auto eight = [&](__m128i bytes, int64_t i) {
-      const __m512i centred = _mm512_sub_epi64(_mm512_mul_epu32(_mm512_cvtepu8_epi64(bytes), count), middle);
+    const auto eight = [&](int64_t i) {
+      const __m512i centred = _mm512_sub_epi64(_mm512_mul_epi32(eight_longs(x + i), count), middle);
       const __m512i t = _mm512_srav_epi64(_mm512_add_epi64(_mm512_mul_epi32(centred, factor), half), shift);
       const __m512i gain = _mm512_cvtepi32_epi64(load(op.gain + i));
       const __m512i offset = _mm512_add_epi64(_mm512_loadu_si512(op.offset + i), out_half);
       return _mm512_srav_epi64(_mm512_add_epi64(_mm512_mul_epi32(t, gain), offset), out_shift);
     };
     for (int64_t i = 0; i < vectors; i += 16) {
-      const __m128i bytes = load_half(x + i);
-      const __m512i low = eight(bytes, i), high = eight(_mm_srli_si128(bytes, 8), i + 8);
-      const __m512i results = _mm512_add_epi32(_mm512_permutex2var_epi32(low, even_halves, high), zero_point);
-      store(y + i, clamp(_mm512_cvtusepi32_epi8(_mm512_max_epi32(results, zero)), bounds), 16);
+      const __m512i both = _mm512_permutex2var_epi32(eight(i), even_halves, eight(i + 8));
+      store_sixteen(y + i, _mm512_cvtsepi32_epi16(_mm512_add_epi32(both, zero_point)), to, bounds);
     }
-    for (int64_t i = vectors; i < op.count; ++i) y[i] = gained(op, normalized(op, by, x[i]), i);
+    for (int64_t i = vectors; i < op.count; ++i) y[i] = gained<Y>(op, normalized(op, by, x[i]), i);
   }
 }
 

@@ -5,7 +5,7 @@ namespace edgewright {
 
 const Kernels& scalar_kernels() {
   static const Kernels table = [] {
-    Kernels made = plain_kernels("scalar");
+    Kernels made = plain_kernels("scalar", plain_wide());
     made.dense = plain_dense_kernel<uint8_t, uint8_t>();
     made.depthwise = plain_depthwise_kernel<uint8_t, uint8_t>();
     return made;

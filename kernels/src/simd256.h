@@ -246,5 +246,15 @@ struct Uniform256 {
   std::memcpy(y, all, static_cast<size_t>(count) * sizeof(int16_t));
 }
 
+// Sixteen results, from words in order.
+[[maybe_unused]] inline void store_sixteen(uint8_t* y, __m256i words, const Scaling&, const Bounds& bounds) {
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  store(y, clamp(bytes, bounds), 16);
+}
+
+[[maybe_unused]] inline void store_sixteen(int16_t* y, __m256i words, const Scaling& to, const Bounds&) {
+  store_words(reinterpret_cast<uint8_t*>(y), words, to, 16);
+}
+
 }  // namespace
 }  // namespace edgewright

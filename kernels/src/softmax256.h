@@ -1,6 +1,7 @@
 // Softmax, 256 bits at a time.
 #pragma once
 
+#include "plain_wide_rows.h"
 #include "simd256.h"
 
 namespace edgewright {
@@ -64,15 +65,39 @@ constexpr int64_t kMostExponentials = 2048;  // of one row, kept on the stack
   store(y, clamp(narrow(eight(e, e + 8), eight(e + 4, e + 12)), bounds), count);
 }
 
+[[maybe_unused]] inline void share_nothing(const Exponentials& op, uint8_t* y) {
+  const Scaling& to = op.scaling;
+  std::memset(y, saturate(to.zero_point, to.low, to.high), static_cast<size_t>(op.count));
+}
+
+// A row of results, from its exponentials.
+[[maybe_unused]] inline void share_all(const Exponentials& op, const int32_t* e, uint8_t* y) {
+  const Scaling& to = op.scaling;
+  const int32_t sum = total(e, op.count);
+  if (sum == 0) return share_nothing(op, y);
+  const int64_t whole = (int64_t{to.multiplier[0]} << 16) / sum;
+  const __m256i factor = _mm256_set1_epi32(static_cast<int32_t>(smaller(whole, 2147483647)));
+  const __m256i half =
+      _mm256_set1_epi64x((int64_t{1} << (to.shift[0] - 1)) + (int64_t{to.zero_point} << to.shift[0]));
+  const __m256i shift = _mm256_set1_epi32(to.shift[0] - 32);
+  const Bounds bounds = bounds_of(to);
+  if (op.count < 16) {
+    int32_t some[16] = {};
+    std::memcpy(some, e, static_cast<size_t>(op.count) * sizeof(int32_t));
+    return share(some, factor, half, shift, bounds, op.count, y);
+  }
+  // The last sixteen results may be made twice.
+  for (int64_t i = 0; i < op.count; i += 16) {
+    const int64_t at = smaller(i, op.count - 16);
+    share(e + at, factor, half, shift, bounds, 16, y + at);
+  }
+}
+
 [[maybe_unused]] inline void softmax(const Exponentials& op, const uint8_t* x, const uint8_t* mask,
                                      int64_t mask_step, uint8_t* y) {
-  const Scaling& to = op.scaling;
   if (!fits_words(op)) return plain_softmax(op, x, mask, mask_step, y);
-  const auto nothing = [&] {
-    std::memset(y, saturate(to.zero_point, to.low, to.high), static_cast<size_t>(op.count));
-  };
   if (mask != nullptr && mask_step == 0) {
-    if (*mask == op.masked) return nothing();
+    if (*mask == op.masked) return share_nothing(op, y);
     mask = nullptr;
   }
   const int32_t top = largest(op, x, mask);
@@ -93,23 +118,70 @@ constexpr int64_t kMostExponentials = 2048;  // of one row, kept on the stack
       e[i] = table[(top - x[i]) & 255] & -static_cast<int32_t>(mask[i] != op.masked);
     }
   }
-  const int32_t sum = total(e, op.count);
-  if (sum == 0) return nothing();
-  const int64_t whole = (int64_t{to.multiplier[0]} << 16) / sum;
-  const __m256i factor = _mm256_set1_epi32(static_cast<int32_t>(smaller(whole, 2147483647)));
-  const __m256i half =
-      _mm256_set1_epi64x((int64_t{1} << (to.shift[0] - 1)) + (int64_t{to.zero_point} << to.shift[0]));
-  const __m256i shift = _mm256_set1_epi32(to.shift[0] - 32);
-  const Bounds bounds = bounds_of(to);
+  share_all(op, e, y);
+}
+
+// ---- of int16 ----
+
+// All ones in the words of masked values.
+[[maybe_unused]] inline __m256i masked_words(const Exponentials& op, const uint8_t* mask) {
+  const __m128i masked = _mm_set1_epi8(static_cast<char>(op.masked));
+  return _mm256_cvtepi8_epi16(_mm_cmpeq_epi8(load_half(mask), masked));
+}
+
+// The largest value that is kept, -32768 where none is.
+[[maybe_unused]] inline int32_t largest_word(const Exponentials& op, const int16_t* x, const uint8_t* mask) {
+  int32_t top = -32768;
   if (op.count < 16) {
-    for (int64_t i = op.count; i < 16; ++i) e[i] = 0;
-    return share(e, factor, half, shift, bounds, op.count, y);
+    for (int64_t i = 0; i < op.count; ++i) {
+      const bool kept = mask == nullptr || mask[i] != op.masked;
+      top = kept && x[i] > top ? x[i] : top;
+    }
+    return top;
   }
-  // The last sixteen results may be made twice.
+  const __m256i lowest = _mm256_set1_epi16(-32768);
+  __m256i best = lowest;
+  // The last sixteen values may be seen twice.
   for (int64_t i = 0; i < op.count; i += 16) {
     const int64_t at = smaller(i, op.count - 16);
-    share(e + at, factor, half, shift, bounds, 16, y + at);
+    __m256i seen = load(x + at);
+    if (mask != nullptr) seen = _mm256_blendv_epi8(seen, lowest, masked_words(op, mask + at));
+    best = _mm256_max_epi16(best, seen);
   }
+  int16_t all[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), best);
+  for (int i = 0; i < 16; ++i) top = all[i] > top ? all[i] : top;
+  return top;
+}
+
+// Each table is read value by value: gathers are slow on many CPUs.
+[[maybe_unused]] inline void softmax_of_words(const Exponentials& op, const uint8_t* x_bytes,
+                                              const uint8_t* mask, int64_t mask_step, uint8_t* y,
+                                              int32_t* e) {
+  if (!fits_words(op)) return scalar_kernels().wide.softmax(op, x_bytes, mask, mask_step, y, e);
+  if (mask != nullptr && mask_step == 0) {
+    if (*mask == op.masked) return share_nothing(op, y);
+    mask = nullptr;
+  }
+  const int16_t* x = reinterpret_cast<const int16_t*>(x_bytes);
+  const int32_t top = largest_word(op, x, mask);
+  int64_t i = 0;
+  if (mask == nullptr) {
+    for (; i + 4 <= op.count; i += 4) {
+      uint64_t four;
+      std::memcpy(&four, x + i, sizeof four);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        e[i + j] = exponential(op.table, top - static_cast<int16_t>(four >> (16 * j)));
+      }
+    }
+    for (; i < op.count; ++i) e[i] = exponential(op.table, top - x[i]);
+  } else {
+    for (; i < op.count; ++i) {
+      e[i] = exponential(op.table, (top - x[i]) & 65535) & -static_cast<int32_t>(mask[i] != op.masked);
+    }
+  }
+  share_all(op, e, y);
 }
 
 }  // namespace

@@ -4,13 +4,11 @@
 #pragma once
 
 #include "borders256.h"
-#include "dense_words.h"
 #include "depthwise.h"
 #include "elementwise256.h"
-#include "layer_norm256.h"
 #include "lookup256.h"
 #include "product_vnni.h"
-#include "softmax256.h"
+#include "wide256.h"
 
 namespace edgewright {
 namespace {
@@ -67,17 +65,16 @@ struct FourRows {
 };
 
 [[maybe_unused]] inline Kernels vnni_kernels(const char* name) {
-  Kernels made = plain_kernels(name);
+  Kernels made = plain_kernels(name, wide256());
   made.dense = dense_kernel<VnniTiles>();
   made.quantize = quantize;
   made.interleave = interleave;
   made.depthwise = depthwise_kernel<FourTaps, FourRows>();
-  take_words(made.wide);
   made.wide.dense[0][1] = made.dense;
   made.add = add;
   made.multiply = multiply;
   made.softmax = softmax;
-  made.layer_norm = layer_norm;
+  made.layer_norm = layer_norm<uint8_t, uint8_t>;
   made.lookup = lookup;
   made.product = made.wide.product = tiled_product_kernel<ProductVnni>();
   return made;

@@ -77,7 +77,7 @@ def test_accumulators_that_could_leave_32_bits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("y", DTYPES)
-@pytest.mark.parametrize("shift", [1, 2, 31, 32, 33, 61, 62])
+@pytest.mark.parametrize("shift", [1, 2, 17, 18, 19, 31, 32, 33, 54, 55, 61, 62])
 @pytest.mark.parametrize("multiplier", [0, 1, 12345, (1 << 31) - 1])
 def test_every_end_of_the_rescale_is_exact(multiplier: int, shift: int, y: ir.DType) -> None:
     rng = np.random.default_rng(1)
@@ -94,10 +94,14 @@ def test_every_end_of_the_rescale_is_exact(multiplier: int, shift: int, y: ir.DT
         p.output("sum", p.add(a, b, both, 9, dtype=y))
         one = rescale(multiplier, shift, *clamps)
         p.output("product", p.multiply(a, b, one, 9, dtype=y))
+        c = p.input("c", (40,), zero_point=255)
+        p.output("mixed sum", p.add(a, c, both, 9, dtype=y))
+        p.output("mixed product", p.multiply(c, b, one, 9, dtype=y))
         p.output("same", p.requantize(a, one, 9, dtype=y))
         p.output("each", p.requantize(a, rescale([multiplier] * 40, [shift] * 40, *clamps), 9, dtype=y))
         values = rng.choice(np.array([-32768, -1, 0, 1, 32767], np.float32), (2, 3, 40))
         inputs = {"a": values[0], "b": values[1], "x": np.array([[-32768], [0], [32767]], np.float32)}
+        inputs["c"] = rng.choice(np.array([-255, -1, 0], np.float32), (3, 40))
         same_bits_everywhere(p, inputs)
 
 
