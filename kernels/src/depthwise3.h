@@ -125,7 +125,7 @@ template <Way Out>
     const __m128i both =
         _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(walk.y[0]), both);
-    _mm_storeh_pd(reinterpret_cast<double*>(walk.y[1]), _mm_castsi128_pd(both));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(walk.y[1]), _mm_unpackhi_epi64(both, both));
   }
   walk.y[0] += walk.y_steps[0];
   walk.y[1] += walk.y_steps[1];

@@ -403,11 +403,15 @@ class Draw:
         while True:
             kernel = tuple(self.number(1, 5 if axes < 3 else 3) for _ in size)
             dilation = tuple(self.number(1, 2) for _ in size)
+            stride = tuple(self.number(1, 3) for _ in size)
+            if self.number(0, 1) == 0:  # as most networks have them, and kernels of their own
+                kernel = (self.number(1, 2) * 2 + 1 if axes < 3 else 3,) * axes
+                dilation, stride = (1,) * axes, (self.number(1, 2),) * axes
             span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
             most = [s - 1 if pool else s + 1 for s in span]
             window = ir.Window(
                 kernel=kernel,
-                stride=tuple(self.number(1, 3) for _ in size),
+                stride=stride,
                 padding=tuple(self.number(0, m) for m in most * 2),
                 dilation=dilation,
             )
