@@ -165,22 +165,16 @@ constexpr int64_t kMostExponentials = 2048;  // of one row, kept on the stack
   }
   const int16_t* x = reinterpret_cast<const int16_t*>(x_bytes);
   const int32_t top = largest_word(op, x, mask);
+  const auto of = [&](int32_t value) { return exponential(op.table, (top - value) & 65535); };
   int64_t i = 0;
-  if (mask == nullptr) {
-    for (; i + 4 <= op.count; i += 4) {
-      uint64_t four;
-      std::memcpy(&four, x + i, sizeof four);
+  for (; i + 4 <= op.count; i += 4) {
+    uint64_t four;
+    std::memcpy(&four, x + i, sizeof four);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        e[i + j] = exponential(op.table, top - static_cast<int16_t>(four >> (16 * j)));
-      }
-    }
-    for (; i < op.count; ++i) e[i] = exponential(op.table, top - x[i]);
-  } else {
-    for (; i < op.count; ++i) {
-      e[i] = exponential(op.table, (top - x[i]) & 65535) & -static_cast<int32_t>(mask[i] != op.masked);
-    }
+    for (int j = 0; j < 4; ++j) e[i + j] = of(static_cast<int16_t>(four >> (16 * j)));
   }
+  for (; i < op.count; ++i) e[i] = of(x[i]);
+  for (i = 0; mask != nullptr && i < op.count; ++i) e[i] = mask[i] == op.masked ? 0 : e[i];
   share_all(op, e, y);
 }
 
