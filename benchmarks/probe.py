@@ -40,7 +40,7 @@ class Probe(nn.Module):
                 third = len(sign) // 3
                 sign[:third], sign[third : 2 * third] = 1.0, -1.0
                 part.weight.copy_(sign)
-                part.bias.zero_()  # type: ignore[union-attr]
+                part.get_parameter("bias").zero_()
 
     def forward(self, image: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Outputs of the four operators."""

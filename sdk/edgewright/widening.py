@@ -135,10 +135,12 @@ def _repeated(
     value = source
     if groups > 1:
         value, axis = reshaped(source, [groups, shape[1] // groups, *shape[2:]]), 2
-    parts = [value]
-    for piece in pieces:
+
+    def sliced(piece: tuple[int, int]) -> str:
         numbers = [graph.constant("piece", np.array([n], np.int64)) for n in (*piece, axis)]
-        parts.append(put(lambda name, numbers=numbers: make_node("Slice", [value, *numbers], name)))  # type: ignore[misc]
+        return put(lambda name: make_node("Slice", [value, *numbers], name))
+
+    parts = [value, *map(sliced, pieces)]
     joined = put(lambda name: make_node("Concat", parts, name, axis=axis))
     if groups > 1:
         extra = sum(end - start for start, end in pieces)

@@ -165,18 +165,19 @@ def gelu(x: float) -> float:
 
 def test_a_lookup_of_every_int16_is_exact_and_right_to_a_step() -> None:
     x_scale = 10 / 32768
-    for y, y_scale, zero_point, most in (
+    cases: tuple[tuple[ir.DType, float, int, float], ...] = (
         ("int16", 10 / 32768, 0, 1.01),  # the last entry is that of 32,768, which is not there
         ("uint8", 10.2 / 255, 4, 0.53),
-    ):
+    )
+    for y, y_scale, zero_point, most in cases:
         p = Program()
         x = p.input("x", (65536,), scale=x_scale, dtype="int16")
-        table = line(gelu, p.tensors[x].scale, y_scale, zero_point, y)  # type: ignore[arg-type]
-        of = p.lookup(x, table, dtype=y)  # type: ignore[arg-type]
+        table = line(gelu, p.tensors[x].scale, y_scale, zero_point, y)
+        of = p.lookup(x, table, dtype=y)
         p.output("y", of)
         q = np.arange(-32768, 32768)
         found = same_bits_everywhere(p, {"x": (q * p.tensors[x].scale).astype(np.float32)[None]})["y"][0]
-        low, high = (end - zero_point for end in ends(y))  # type: ignore[arg-type]
+        low, high = (end - zero_point for end in ends(y))
         exact = np.clip(np.vectorize(gelu)(q * p.tensors[x].scale) / y_scale, low, high)
         assert np.abs(found - zero_point - exact).max() < most
 
@@ -315,10 +316,12 @@ def test_int16_has_no_zero_point() -> None:
 
 
 def test_clamps_lie_within_the_dtype_of_the_result() -> None:
-    for y, low, high in (("uint8", -1, 255), ("int16", -32769, 5), ("int16", 0, 32768)):
+    cases: tuple[tuple[ir.DType, int, int], ...]
+    cases = (("uint8", -1, 255), ("int16", -32769, 5), ("int16", 0, 32768))
+    for y, low, high in cases:
         p = Program()
         x = p.input("x", (4,), dtype="int16")
-        p.output("y", p.requantize(x, rescale(1, 1, low, high), dtype=y))  # type: ignore[arg-type]
+        p.output("y", p.requantize(x, rescale(1, 1, low, high), dtype=y))
         both_refuse(p, f"clamps to {low}..{high}")
 
 
@@ -347,9 +350,10 @@ def test_softmax_of_int16_needs_both_of_its_tables() -> None:
 
 
 def test_a_plan_of_uint8_alone_is_written_as_version_2() -> None:
-    for dtype, version in (("uint8", 2), ("int16", 3)):
+    versions: tuple[tuple[ir.DType, int], ...] = (("uint8", 2), ("int16", 3))
+    for dtype, version in versions:
         p = Program()
-        p.output("y", p.requantize(p.input("x", (3,)), rescale(1, 1), dtype=dtype))  # type: ignore[arg-type]
+        p.output("y", p.requantize(p.input("x", (3,)), rescale(1, 1), dtype=dtype))
         assert ir.encode(p.plan())[8] == version
     p = Program()
     p.output("y", p.requantize(p.input("x", (3,)), rescale([1, 2, 3], [1, 1, 1])))
