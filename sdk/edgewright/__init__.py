@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from edgewright.exporting import export
+    from edgewright.fidelity import Fidelity
     from edgewright.float_onnx import OnnxFile, export_onnx
     from edgewright.latency import Latency, measure
     from edgewright.models import load_model, save_model
@@ -46,6 +47,7 @@ __all__ = [
     "DataError",
     "Distill",
     "ExportError",
+    "Fidelity",
     "Finetune",
     "Latency",
     "OnProgress",
@@ -94,6 +96,7 @@ _HOMES = {
         "VerifyError",
     ),
     "exporting": ("export",),
+    "fidelity": ("Fidelity",),
     "float_onnx": ("OnnxFile", "export_onnx"),
     "latency": ("Latency", "measure"),
     "models": ("load_model", "save_model"),

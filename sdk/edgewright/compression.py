@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from edgewright.data import Batch, Data
+from edgewright.data import Batch, Data, Inputs, call, parts
 from edgewright.distillation import distill
 from edgewright.errors import CompressError, DataError
 from edgewright.progress import OnProgress
@@ -88,17 +88,16 @@ def _check_weights(model: nn.Module, role: str) -> None:
             raise CompressError(f"the {role}'s weights are damaged: {name!r} holds NaN or infinity")
 
 
-def _check_data(model: nn.Module, batches: Iterable[Batch], part: str) -> torch.Tensor:
+def _check_data(model: nn.Module, batches: Iterable[Batch], part: str) -> Inputs:
     """Tries the first batch on the model, and returns its inputs."""
     for batch in batches:
         inputs, labels = tensors(batch, device_of(model))
         try:
             with evaluating(model), torch.no_grad():
-                logits = model(inputs)
-        except RuntimeError as error:
-            raise DataError(
-                f"the model cannot take the {part} inputs, of shape {tuple(inputs.shape)}: {error}"
-            ) from error
+                logits = call(model, inputs)
+        except (RuntimeError, TypeError) as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in parts(inputs))
+            raise DataError(f"the model cannot take the {part} inputs, of shape {shapes}: {error}") from error
         check_fit(logits, labels)
         return inputs
     raise DataError(f"the {part} data is empty")

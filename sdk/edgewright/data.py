@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -11,15 +11,40 @@ import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewright.errors import DataError
 
-Batch = tuple[Any, Any]
-"""Inputs, float32 (N, ...), and labels, int64 (N,): torch tensors or numpy arrays."""
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""What a model takes, (N, ...) each: one tensor, several in `forward`'s order, or several by its names."""
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Batch = tuple[Any, Any]
+"""Inputs, float32 or int64 (N, ...), and labels, int64 (N,): torch tensors or numpy arrays. Of several inputs
+it holds a tuple or a mapping, as `Inputs` does."""
+
+Augment = Callable[[Any, torch.Generator], Any]
 """Changes a batch of inputs at random, from the generator given alone."""
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Runs a model on a batch of inputs: one, several in order, or several by name."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def map_inputs(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Makes inputs of the same form by changing every tensor of them."""
+    if isinstance(inputs, Mapping):
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(change(value) for value in inputs) if isinstance(inputs, tuple) else change(inputs)
+
+
+def parts(inputs: Inputs) -> list[Tensor]:
+    """All tensors of a batch of inputs."""
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,14 +54,14 @@ class Batches:
     Iterating gives the stored order, unchanged, each time. `epoch` gives a shuffled and augmented pass.
 
     Attributes:
-        inputs: float32 (samples, ...).
+        inputs: float32 or int64 (samples, ...): one tensor, or several as in `Inputs`.
         labels: int64 (samples,).
         size: Samples per batch. A single sample left over joins the last batch, for batch normalisation
             cannot learn from one.
         augment: Applied to each batch of `epoch`.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
     size: int
     augment: Augment | None = None
@@ -44,16 +69,16 @@ class Batches:
     def __len__(self) -> int:
         return len(self._cuts())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         for start, stop in self._cuts():
-            yield self.inputs[start:stop], self.labels[start:stop]
+            yield _rows(self.inputs, slice(start, stop)), self.labels[start:stop]
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Any, Tensor]]:
         """Yields every sample once, in an order and with changes drawn from `generator`."""
         order = torch.randperm(len(self.labels), generator=generator)
         for start, stop in self._cuts():
             chosen = order[start:stop]
-            inputs = self.inputs[chosen]
+            inputs = _rows(self.inputs, chosen)
             if self.augment is not None:
                 inputs = self.augment(inputs, generator)
             yield inputs, self.labels[chosen]
@@ -82,9 +107,9 @@ class Data:
     @classmethod
     def from_arrays(
         cls,
-        x_train: NDArray[Any],
+        x_train: NDArray[Any] | Mapping[str, NDArray[Any]],
         y_train: NDArray[Any],
-        x_validation: NDArray[Any] | None = None,
+        x_validation: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
         y_validation: NDArray[Any] | None = None,
         *,
         batch_size: int = 64,
@@ -95,7 +120,9 @@ class Data:
         """Makes data from arrays in memory, copied as float32 and int64.
 
         Args:
-            x_train: Inputs, (samples, ...), any real dtype.
+            x_train: Inputs, (samples, ...), any real dtype; they become float32. Of a model with several
+                inputs, or one of tokens: a mapping of arrays by the names of `forward`, in which arrays of
+                int64 stay whole numbers.
             y_train: Class numbers from 0, (samples,), an integer dtype.
             x_validation: Inputs to validate on; None splits them off the training arrays.
             y_validation: Their class numbers.
@@ -115,17 +142,17 @@ class Data:
             raise ValueError(f"validation_part must be between 0 and 1, not {validation_part}")
         inputs, labels = _checked(x_train, y_train, "x_train", "y_train")
         if x_validation is None and y_validation is None:
-            chosen = _split(labels, validation_part, seed)
-            held_inputs, held_labels = inputs[chosen], labels[chosen]
-            inputs, labels = inputs[~chosen], labels[~chosen]
+            chosen = torch.from_numpy(_split(labels, validation_part, seed))
+            held_inputs, held_labels = _rows(inputs, chosen), labels[chosen.numpy()]
+            inputs, labels = _rows(inputs, ~chosen), labels[~chosen.numpy()]
         elif x_validation is None or y_validation is None:
             raise ValueError("give both x_validation and y_validation, or neither")
         else:
             held_inputs, held_labels = _checked(x_validation, y_validation, "x_validation", "y_validation")
-            if held_inputs.shape[1:] != inputs.shape[1:]:
+            if _shapes(held_inputs) != _shapes(inputs):
                 raise DataError(
-                    f"x_validation holds samples of shape {_shape(held_inputs)}, "
-                    f"but x_train of shape {_shape(inputs)}"
+                    f"x_validation holds samples of shape {_shapes(held_inputs)}, "
+                    f"but x_train of shape {_shapes(inputs)}"
                 )
             if held_labels.max() > labels.max():
                 raise DataError(
@@ -133,14 +160,12 @@ class Data:
                 )
         return cls(
             train=Batches(
-                inputs=torch.from_numpy(inputs),
+                inputs=inputs,
                 labels=torch.from_numpy(labels),
                 size=batch_size,
                 augment=augment,
             ),
-            validation=Batches(
-                inputs=torch.from_numpy(held_inputs), labels=torch.from_numpy(held_labels), size=batch_size
-            ),
+            validation=Batches(inputs=held_inputs, labels=torch.from_numpy(held_labels), size=batch_size),
         )
 
     @classmethod
@@ -187,9 +212,21 @@ def _opened(stream: BinaryIO) -> NpzFile:
 
 
 def _checked(
-    x: NDArray[Any], y: NDArray[Any], x_name: str, y_name: str
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Returns the arrays as float32 and int64, or says what is wrong with them."""
+    x: NDArray[Any] | Mapping[str, NDArray[Any]], y: NDArray[Any], x_name: str, y_name: str
+) -> tuple[Inputs, NDArray[np.int64]]:
+    """Returns inputs as tensors and labels as int64, or says what is wrong with them."""
+    if not isinstance(x, Mapping):
+        inputs, labels = _checked_array(x, y, x_name, y_name, whole=False)
+        return torch.from_numpy(inputs), labels
+    if not x:
+        raise DataError(f"{x_name} holds no arrays; give one for each input of the model")
+    found = {name: _checked_array(a, y, f"{x_name}[{name!r}]", y_name, whole=True) for name, a in x.items()}
+    return {n: torch.from_numpy(a) for n, (a, _) in found.items()}, next(iter(found.values()))[1]
+
+
+def _checked_array(
+    x: NDArray[Any], y: NDArray[Any], x_name: str, y_name: str, *, whole: bool
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
     x, y = np.asarray(x), np.asarray(y)
     if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)):
         raise DataError(f"{x_name} has dtype {x.dtype}; it must hold numbers")
@@ -203,8 +240,9 @@ def _checked(
         raise DataError(f"{x_name} has {len(x)} samples, but {y_name} has {len(y)} labels")
     if x.size == 0:
         raise DataError(f"{x_name} is empty, of shape {x.shape}")
+    kept = np.int64 if whole and x.dtype == np.int64 else np.float32
     with np.errstate(over="ignore"):  # what is too large becomes infinity, and is reported below
-        inputs = np.array(x, dtype=np.float32, order="C")
+        inputs = np.array(x, dtype=kept, order="C")
     bad = ~np.isfinite(inputs)
     if bad.any():
         raise DataError(
@@ -228,5 +266,13 @@ def _split(labels: NDArray[np.int64], part: float, seed: int) -> NDArray[np.bool
     return held
 
 
-def _shape(array: NDArray[Any]) -> str:
-    return "(" + ", ".join(str(size) for size in array.shape[1:]) + ")"
+def _rows(inputs: Inputs, chosen: slice | Tensor) -> Inputs:
+    return map_inputs(inputs, lambda value: value[chosen])
+
+
+def _shapes(inputs: Inputs) -> str:
+    """The shapes of one sample's inputs, for people."""
+    texts = ["(" + ", ".join(map(str, value.shape[1:])) + ")" for value in parts(inputs)]
+    if not isinstance(inputs, Mapping):
+        return ", ".join(texts)
+    return ", ".join(f"{name} {text}" for name, text in sorted(zip(inputs, texts, strict=True)))

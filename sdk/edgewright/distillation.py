@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.data import Data
+from edgewright.data import Data, Inputs, call
 from edgewright.errors import CompressError
 from edgewright.progress import OnProgress
 from edgewright.recipe import Distill, Training
@@ -63,9 +63,9 @@ def _objective(
 ) -> Iterator[Objective]:
     """Watches the layers to compare, and gives the loss, for as long as it is open."""
 
-    def loss(inputs: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+    def loss(inputs: Inputs, labels: Tensor, logits: Tensor) -> Tensor:
         with torch.no_grad():
-            target = teacher(inputs)
+            target = call(teacher, inputs)
         if target.shape != logits.shape:
             raise CompressError(
                 f"the teacher's output has shape {tuple(target.shape)} and the student's "

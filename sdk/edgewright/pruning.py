@@ -6,14 +6,14 @@ ties its inputs together, a depthwise convolution follows its input, a batch nor
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.data import Batch
+from edgewright.data import Batch, Inputs, call, map_inputs
 from edgewright.errors import CompressError, DataError
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Prune
@@ -23,7 +23,7 @@ from edgewright.training import check_fit, device_of, evaluating, tensors
 def prune(
     model: nn.Module,
     how: Prune,
-    example_inputs: Tensor,
+    example_inputs: Inputs,
     *,
     batches: Iterable[Batch] | None = None,
     progress: OnProgress | None = None,
@@ -36,7 +36,7 @@ def prune(
     Args:
         model: Any model that Torch-Pruning can trace, without attention. It is not changed.
         how: What to remove.
-        example_inputs: Inputs to trace with, (N, ...), float32.
+        example_inputs: Inputs to trace with, (N, ...).
         batches: Training batches; "taylor" weighs channels by them.
         progress: Told after each round, with "parameters" and "macs" of the model.
 
@@ -56,9 +56,9 @@ def prune(
     pruned = copy.deepcopy(model).eval()
     trainable = {name: each.requires_grad for name, each in pruned.named_parameters()}
     pruned.requires_grad_(True)
-    example = example_inputs[:1].to(device_of(model))
+    example = _one(example_inputs, model)
     with torch.no_grad():
-        shape_before = pruned(example).shape
+        shape_before = call(pruned, example).shape
     graph = _Graph(pruned, example)
     for done in range(1, how.steps + 1):
         if batches is not None and how.importance == "taylor":
@@ -77,7 +77,7 @@ def prune(
     return pruned
 
 
-def count_macs(model: nn.Module, example_inputs: Tensor) -> int:
+def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
     """Counts the multiply-accumulates that convolutions and linear layers do for one sample."""
     total = 0
 
@@ -91,17 +91,23 @@ def count_macs(model: nn.Module, example_inputs: Tensor) -> int:
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with evaluating(model), torch.no_grad():
-            model(example_inputs[:1].to(device_of(model)))
+            call(model, _one(example_inputs, model))
     finally:
         for hook in hooks:
             hook.remove()
     return total
 
 
+def _one(inputs: Inputs, model: nn.Module) -> Inputs:
+    """The first sample of a batch, where the model is."""
+    device = device_of(model)
+    return map_inputs(inputs, lambda value: value[:1].to(device))
+
+
 class _Graph:
     """What depends on what in a model, and how wide each layer was at first."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Inputs) -> None:
         import torch_pruning  # untyped, and only this needs it
 
         self.importances = {
@@ -110,7 +116,7 @@ class _Graph:
         }
         try:
             self.graph = torch_pruning.DependencyGraph()
-            self.graph.build_dependency(model, example_inputs=(example,), verbose=False)
+            self.graph.build_dependency(model, example_inputs=_traced(example), verbose=False)
             self.roots = [group[0][0].target.module for group in self._free_groups()]
         except Exception as error:  # the tracer raises whatever it stumbles over
             raise CompressError(f"cannot trace what depends on what in this model: {error}") from error
@@ -161,7 +167,7 @@ def _add_gradients(model: nn.Module, batches: Iterable[Batch]) -> None:
     count = 0
     for batch in batches:
         inputs, labels = tensors(batch, device)
-        logits = model(inputs)
+        logits = call(model, inputs)
         check_fit(logits, labels)
         functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         count += 1
@@ -169,11 +175,22 @@ def _add_gradients(model: nn.Module, batches: Iterable[Batch]) -> None:
         raise DataError("there are no batches to weigh channels by")
 
 
-def _check_output(model: nn.Module, example: Tensor, shape: torch.Size) -> None:
+def _traced(example: Inputs) -> Any:
+    """Inputs in the form in which Torch-Pruning takes them."""
+    return (
+        dict(example)
+        if isinstance(example, Mapping)
+        else example
+        if isinstance(example, tuple)
+        else (example,)
+    )
+
+
+def _check_output(model: nn.Module, example: Inputs, shape: torch.Size) -> None:
     """Runs the pruned model once: what the tracer misread shows here."""
     try:
         with torch.no_grad():
-            now = model(example).shape
+            now = call(model, example).shape
     except RuntimeError as error:
         raise CompressError(
             f"this model does not run once channels are gone (it may reshape by a fixed size): {error}"

@@ -2,21 +2,22 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.data import Batch, Batches, Data
+from edgewright.data import Batch, Batches, Data, Inputs, call, map_inputs, parts
 from edgewright.errors import CompressError, DataError
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Training
 
 REPORTS_PER_EPOCH = 4
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+Objective = Callable[[Inputs, Tensor, Tensor], Tensor]
 """Takes inputs, labels (N,) and the model's logits (N, classes); gives the loss, a scalar."""
 
 
@@ -80,7 +81,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 inputs, labels = tensors(batch, device)
-                logits = model(inputs)
+                logits = call(model, inputs)
                 check_fit(logits, labels)
                 loss = objective(inputs, labels, logits)
                 optimizer.zero_grad()
@@ -111,7 +112,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> float:
     with evaluating(model), torch.no_grad(), own_randomness():
         for batch in batches:
             inputs, labels = tensors(batch, device)
-            logits = model(inputs)
+            logits = call(model, inputs)
             check_fit(logits, labels)
             right += int((logits.argmax(dim=1) == labels).sum())
             count += len(labels)
@@ -145,24 +146,34 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+def tensors(batch: Batch, device: torch.device) -> tuple[Inputs, Tensor]:
     """Returns a batch as tensors, floating inputs as float32 and labels as int64.
 
     Raises:
         DataError: It is no pair of inputs and labels.
     """
     try:
-        inputs, labels = (torch.as_tensor(part) for part in batch)
+        given, labels = batch
+        inputs, labels = _inputs(given), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"each batch must be a pair (inputs, labels) of arrays: {error}") from error
-    if labels.is_floating_point() or labels.ndim != 1 or len(labels) != len(inputs):
+    counts = sorted({len(part) for part in parts(inputs)})
+    if labels.is_floating_point() or labels.ndim != 1 or counts != [len(labels)]:
         raise DataError(
             f"labels must be one whole number per sample: got {labels.dtype} of shape {tuple(labels.shape)} "
-            f"for {len(inputs)} samples"
+            f"for {' and '.join(map(str, counts))} samples"
         )
-    if inputs.is_floating_point():
-        inputs = inputs.float()
-    return inputs.to(device), labels.long().to(device)
+    return map_inputs(
+        inputs, lambda x: (x.float() if x.is_floating_point() else x).to(device)
+    ), labels.long().to(device)
+
+
+def _inputs(given: Any) -> Inputs:
+    if isinstance(given, Mapping):
+        return {str(name): torch.as_tensor(value) for name, value in given.items()}
+    if isinstance(given, tuple | list) and given and all(hasattr(value, "shape") for value in given):
+        return tuple(torch.as_tensor(value) for value in given)
+    return torch.as_tensor(given)
 
 
 def check_fit(logits: Tensor, labels: Tensor) -> None:
@@ -185,7 +196,7 @@ def check_fit(logits: Tensor, labels: Tensor) -> None:
 
 
 def _label_objective(smoothing: float) -> Objective:
-    def loss(inputs: Tensor, labels: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG001
+    def loss(inputs: Inputs, labels: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG001
         return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     return loss
@@ -227,8 +238,8 @@ def _rate_at(how: Training, done: int, total: int) -> float:
     return how.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (total - warm)))
 
 
-def _diverged(step: str, epoch: int, how: Training, inputs: Tensor) -> Exception:
-    if not inputs.isfinite().all():
+def _diverged(step: str, epoch: int, how: Training, inputs: Inputs) -> Exception:
+    if not all(part.isfinite().all() for part in parts(inputs)):
         return DataError(f"the training inputs hold NaN or infinity (met in epoch {epoch} of {step})")
     return CompressError(
         f"{step} diverged in epoch {epoch}: the loss is no longer a finite number; "

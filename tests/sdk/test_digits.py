@@ -14,6 +14,7 @@ from edgewright.training import evaluate, train
 
 def _arrays(batches: object) -> tuple[np.ndarray, np.ndarray]:
     assert isinstance(batches, Batches)
+    assert isinstance(batches.inputs, torch.Tensor)
     return batches.inputs.numpy(), batches.labels.numpy()
 
 

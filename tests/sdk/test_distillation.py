@@ -15,6 +15,7 @@ from edgewright.training import train
 
 def _validation(scans: digits.Digits) -> torch.Tensor:
     assert isinstance(scans.data.validation, Batches)
+    assert isinstance(scans.data.validation.inputs, torch.Tensor)
     return scans.data.validation.inputs
 
 
