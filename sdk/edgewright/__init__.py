@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgewright.models import load_model, save_model
     from edgewright.progress import OnProgress, Progress
     from edgewright.publishing import publish
-    from edgewright.recipe import Distill, Finetune, Prune, Quantize, Recipe, Training
+    from edgewright.recipe import Distill, Finetune, LayerLoss, Prune, Quantize, Recipe, Training
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
     from edgewright.verification import Check, VerificationReport, verify
@@ -50,6 +50,7 @@ __all__ = [
     "Fidelity",
     "Finetune",
     "Latency",
+    "LayerLoss",
     "OnProgress",
     "OnnxFile",
     "Progress",
@@ -102,7 +103,7 @@ _HOMES = {
     "models": ("load_model", "save_model"),
     "progress": ("OnProgress", "Progress"),
     "publishing": ("publish",),
-    "recipe": ("Distill", "Finetune", "Prune", "Quantize", "Recipe", "Training"),
+    "recipe": ("Distill", "Finetune", "LayerLoss", "Prune", "Quantize", "Recipe", "Training"),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),
     "verification": ("Check", "VerificationReport", "verify"),

@@ -2,19 +2,21 @@
 
 import copy
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from inspect import signature
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.data import Data, Inputs, call
-from edgewright.errors import CompressError
+from edgewright.data import Data, Inputs, call, parts
+from edgewright.errors import CompressError, DataError
+from edgewright.layer_losses import Compared
 from edgewright.progress import OnProgress
-from edgewright.recipe import Distill, Training
-from edgewright.training import Objective, evaluating, fit
+from edgewright.recipe import Distill, LayerLoss, Training
+from edgewright.training import device_of, evaluating, fit, own_randomness, tensors
 
 
 def distill(
@@ -31,8 +33,8 @@ def distill(
     """Trains a copy of a student towards a teacher.
 
     The loss is ``alpha T² KL(teacher/T ‖ student/T) + (1 - alpha) cross-entropy`` (Hinton, Vinyals & Dean
-    2015), plus `feature_weight` times the difference of the similarities that both see between the samples of
-    a batch (Tung & Mori 2019), averaged over the pairs of layers.
+    2015), plus that of each pair of layers in `how.layers`. Projections between layers learn along with the
+    student, and are then thrown away.
 
     Args:
         student: Takes a batch of inputs, gives logits (N, classes). It is not changed.
@@ -49,21 +51,79 @@ def distill(
 
     Raises:
         DataError: The data is empty or damaged, or does not fit the student.
-        CompressError: A layer to compare is not there, the teacher has other classes, or training diverged.
+        CompressError: A layer to compare is not there or of another form, the teacher has other classes, or
+            training diverged.
     """
     trained = copy.deepcopy(student)
-    with _objective(trained, teacher, how, training or how) as objective:
-        fit(trained, data, training or how, seed=seed, step=step, objective=objective, progress=progress)
+    training = training or how
+    with own_randomness():
+        torch.manual_seed(seed)  # for the projections
+        example = _first(data, device_of(trained)) if how.layers else ()
+        loss = DistillLoss(trained, teacher, how, training.label_smoothing, example)
+    with loss:
+        fit(trained, data, training, seed=seed, step=step, objective=loss, progress=progress)
     return trained
 
 
-@contextmanager
-def _objective(
-    student: nn.Module, teacher: nn.Module, how: Distill, training: Training
-) -> Iterator[Objective]:
-    """Watches the layers to compare, and gives the loss, for as long as it is open."""
+def _first(data: Data, device: torch.device) -> Inputs:
+    for batch in data.train:
+        return tensors(batch, device)[0]
+    raise DataError("the training data is empty")
 
-    def loss(inputs: Inputs, labels: Tensor, logits: Tensor) -> Tensor:
+
+class DistillLoss(nn.Module):
+    """The loss of a student that learns from a teacher, and what that loss itself learns (projections).
+
+    It is open for a while: `with` it, the layers to compare are watched, and the teacher is in eval mode.
+
+    Args:
+        student: The model that trains.
+        teacher: The model to learn from.
+        how: What to compare.
+        label_smoothing: Of the labels' part of the loss.
+        example: Inputs of a batch, which show what the layers give; used if layers are compared.
+
+    Raises:
+        CompressError: A layer is not there, or layers cannot be compared as asked.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, how: Distill, label_smoothing: float, example: Inputs
+    ) -> None:
+        super().__init__()
+        self.how = how
+        self.label_smoothing = label_smoothing
+        self._models = student, teacher  # in a tuple: neither is a part of the loss
+        self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+        self._open = ExitStack()
+        self.layers = nn.ModuleList()
+        if how.layers:
+            with self, evaluating(student), torch.no_grad():
+                call(student, example)
+                call(teacher, example)
+                self.layers.extend(Compared(each, *self._outputs(each)) for each in how.layers)
+            self.layers.to(device_of(student))
+
+    def __enter__(self) -> Self:
+        student, teacher = self._models
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(teacher))
+            stack.enter_context(
+                _watched(student, "student", [x.student for x in self.how.layers], self._seen[0])
+            )
+            stack.enter_context(
+                _watched(teacher, "teacher", [x.teacher for x in self.how.layers], self._seen[1])
+            )
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._open.close()
+
+    def forward(self, inputs: Inputs, labels: Tensor, logits: Tensor) -> Tensor:
+        """Returns the loss of a batch that the student has just been run on."""
+        how = self.how
+        teacher = self._models[1]
         with torch.no_grad():
             target = call(teacher, inputs)
         if target.shape != logits.shape:
@@ -73,19 +133,28 @@ def _objective(
             )
         total = how.alpha * soft_loss(logits, target, how.temperature)
         total = total + (1 - how.alpha) * functional.cross_entropy(
-            logits, labels, label_smoothing=training.label_smoothing
+            logits, labels, label_smoothing=self.label_smoothing
         )
-        for here, there in how.features:
-            weight = how.feature_weight / len(how.features)
-            total = total + weight * similarity_loss(seen_student[here], seen_teacher[there])
+        mask = self._mask(inputs)
+        for layers, compared in zip(how.layers, self.layers, strict=True):
+            total = total + compared(*self._outputs(layers), mask)
         return total
 
-    with (
-        evaluating(teacher),
-        _watched(student, "student", [pair[0] for pair in how.features]) as seen_student,
-        _watched(teacher, "teacher", [pair[1] for pair in how.features]) as seen_teacher,
-    ):
-        yield loss
+    def _outputs(self, layers: LayerLoss) -> tuple[Tensor, Tensor]:
+        student, teacher = self._seen
+        return student[layers.student], teacher[layers.teacher]
+
+    def _mask(self, inputs: Inputs) -> Tensor | None:
+        name = self.how.mask
+        if not name:
+            return None
+        student = self._models[0]
+        known = list(inputs) if isinstance(inputs, Mapping) else list(signature(student.forward).parameters)
+        if name not in known or (isinstance(inputs, tuple) and known.index(name) >= len(inputs)):
+            raise CompressError(
+                f"the student takes no input {name!r}, which `mask` names; known: {', '.join(known)}"
+            )
+        return inputs[name] if isinstance(inputs, Mapping) else parts(inputs)[known.index(name)]
 
 
 def soft_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -98,40 +167,31 @@ def soft_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     )
 
 
-def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Returns how differently two layers see a batch: the mean square difference of (N, N) similarities.
-
-    Each row of similarities has length 1 (Tung & Mori 2019, equations 2 to 4). The features, (N, ...), may
-    differ in all but N.
-    """
-    return functional.mse_loss(_similarities(student), _similarities(teacher), reduction="sum") / len(student)
-
-
-def _similarities(features: Tensor) -> Tensor:
-    rows = features.flatten(1)
-    return functional.normalize(rows @ rows.T, dim=1)
-
-
 @contextmanager
-def _watched(model: nn.Module, role: str, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Keeps the latest output of each named layer, for as long as it is open."""
+def _watched(model: nn.Module, role: str, names: list[str], seen: dict[str, Tensor]) -> Iterator[None]:
+    """Keeps the latest output of each named layer in `seen`, for as long as it is open."""
     layers = dict(model.named_modules())
     for name in names:
         if name not in layers:
             close = difflib.get_close_matches(name, list(layers), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise CompressError(f"the {role} has no layer {name!r}, which `features` names{hint}")
-    seen: dict[str, Tensor] = {}
+            raise CompressError(f"the {role} has no layer {name!r}, which [[distill.layers]] names{hint}")
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_layer: nn.Module, _inputs: Any, out: Tensor) -> None:
-            seen[name] = out
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_layer: nn.Module, _inputs: Any, out: Any) -> None:
+            first = out[0] if isinstance(out, tuple) and out else out
+            if not isinstance(first, Tensor):
+                raise CompressError(
+                    f"the {role}'s layer {name!r} gives a {type(first).__name__}, not a tensor"
+                )
+            seen[name] = first
 
         return hook
 
     hooks = [layers[name].register_forward_hook(keep(name)) for name in names]
     try:
-        yield seen
+        yield
     finally:
         for each in hooks:
             each.remove()
+        seen.clear()

@@ -58,26 +58,49 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLoss:
+    """One layer of the student that is compared with one of the teacher, in `[[distill.layers]]`.
+
+    Attributes:
+        student: Its name, as in `named_modules()`.
+        teacher: The other's.
+        loss: "hint" (its values, through a learned projection where widths differ: Romero et al. 2015),
+            "attention" (where a convolution looks: Zagoruyko & Komodakis 2017), "self_attention" (how a
+            transformer's queries, keys or values relate: Wang et al. 2021), "relation" (distances and angles
+            between samples: Park et al. 2019) or "similarity" (between samples: Tung & Mori 2019).
+        weight: What it is multiplied with.
+        heads: Relation heads of "self_attention"; both widths must be multiples of it.
+    """
+
+    student: str
+    teacher: str
+    loss: Literal["hint", "attention", "self_attention", "relation", "similarity"] = "hint"
+    weight: float = _number(1.0, 0, above=True)
+    heads: int = _number(8, 1)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distill(Training):
     """How to teach a student from a teacher's outputs (Hinton, Vinyals & Dean 2015).
 
     Attributes:
         temperature: Softens both outputs before they are compared.
         alpha: Weight, 0..1, of the teacher's outputs; the rest goes to the labels.
-        feature_weight: Weight of the comparison inside the networks; 0 leaves it out.
-        features: Pairs (student's layer, teacher's layer), as in `named_modules()`, that are compared by the
-            similarities they see between samples (Tung & Mori 2019), so their shapes may differ.
+        layers: Layers that are compared too.
+        mask: The argument of `forward`, (N, length), that is 0 where a sequence is padding: what layers say
+            there is not compared. Empty if there is none.
     """
 
     temperature: float = _number(4.0, 0, above=True)
     alpha: float = _number(0.7, 0, 1)
-    feature_weight: float = _number(0.0, 0)
-    features: tuple[tuple[str, str], ...] = ()
+    layers: tuple[LayerLoss, ...] = ()
+    mask: str = ""
 
     def __post_init__(self) -> None:
         _check(self)
-        if (self.feature_weight > 0) != bool(self.features):
-            raise ValueError("features: needs both `features` and a `feature_weight` above 0, or neither")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +216,7 @@ class Recipe:
         return tomli_w.dumps(table)
 
 
-T = TypeVar("T", bound="Recipe | Training | Prune | Quantize")
+T = TypeVar("T", bound="Recipe | Training | LayerLoss | Prune | Quantize")
 
 
 def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) -> T:
@@ -206,7 +229,9 @@ def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) 
             noun = "section" if isinstance(value, Mapping) else "key"
             raise RecipeError(f"{place}: unknown {noun} {key!r}; {_nearest(key, types)}")
         part = _PARTS.get(key) if kind is Recipe else None
-        if part is None:
+        if kind is Distill and key == "layers":
+            values[key] = _read_layers(value, where)
+        elif part is None:
             values[key] = value
         elif isinstance(value, Mapping):
             values[key] = _read(part, value, where, section=key)
@@ -214,10 +239,19 @@ def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) 
             raise RecipeError(f"{place}: {key!r} is a section: write [{key}] and its keys below it")
     if kind is Recipe and "name" not in values:
         raise RecipeError(f"{place}: key 'name' is missing; add name = \"...\" at the top")
+    for end in ("student", "teacher"):
+        if kind is LayerLoss and end not in values:
+            raise RecipeError(f"{place}: key {end!r} is missing; name a layer of the {end}")
     try:
         return kind(**values)
     except ValueError as error:
         raise RecipeError(f"{place}: {error}") from error
+
+
+def _read_layers(value: Any, where: str) -> tuple[LayerLoss, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        raise RecipeError(f"{where}: 'layers' is a list of sections: write [[distill.layers]] for each pair")
+    return tuple(_read(LayerLoss, each, where, section="[distill.layers]") for each in value)
 
 
 _PARTS: Mapping[str, type[Training | Prune | Quantize]] = {
@@ -234,7 +268,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
 
 
-def _check(part: Recipe | Training | Prune | Quantize) -> None:
+def _check(part: Recipe | Training | LayerLoss | Prune | Quantize) -> None:
     """Checks each field's type and range, and makes whole numbers floats where a float is meant.
 
     Raises:
@@ -266,14 +300,11 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
         allowed = ", ".join(repr(choice) for choice in get_args(wanted))
         raise ValueError(f"{name}: {value!r} is not one of {allowed}")
     elif get_origin(wanted) is tuple:
-        if isinstance(value, Sequence) and all(_is_pair(item) for item in value):
-            return tuple((item[0], item[1]) for item in value)
-        raise ValueError(f'{name}: {value!r} is not a list of pairs ["student layer", "teacher layer"]')
+        kind = get_args(wanted)[0]
+        if isinstance(value, Sequence) and all(isinstance(item, kind) for item in value):
+            return tuple(value)
+        raise ValueError(f"{name}: {value!r} is not a sequence of {kind.__name__}")
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
     label = {int: "a whole number", float: "a number", str: "a text"}.get(wanted, str(wanted))
     raise ValueError(f"{name}: {value!r} is not {label}")
-
-
-def _is_pair(item: object) -> bool:
-    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(part, str) for part in item)

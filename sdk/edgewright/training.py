@@ -62,14 +62,18 @@ def fit(
     objective: Objective | None = None,
     progress: OnProgress | None = None,
 ) -> None:
-    """Trains a model where it is, towards any objective, and leaves it in eval mode. See `train`."""
+    """Trains a model where it is, towards any objective, and leaves it in eval mode. See `train`.
+
+    An objective that is a module with parameters learns along with the model.
+    """
     if objective is None:
         objective = _label_objective(how.label_smoothing)
     batches_per_epoch = _count(data.train)
     total = how.epochs * batches_per_epoch
     report_every = math.ceil(batches_per_epoch / REPORTS_PER_EPOCH)
     device = device_of(model)
-    optimizer = _optimizer(model, how)
+    learning = [model, objective] if isinstance(objective, nn.Module) else [model]
+    optimizer = _optimizer(nn.ModuleList(learning), how)
     with own_randomness():
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)

@@ -17,8 +17,8 @@ import edgewright as ew
 FieldKind = Literal["int", "float", "text", "choice"]
 Values = dict[str, Any]
 
-# It is of use only with pairs of layer names, which a form cannot hold; a recipe file sets both.
-_NOT_IN_FORM = frozenset({"feature_weight"})
+# It is of use only with `layers`, which a form cannot hold; a recipe file sets both.
+_NOT_IN_FORM = frozenset({"mask"})
 
 _KINDS: dict[type, FieldKind] = {int: "int", float: "float", str: "text"}
 

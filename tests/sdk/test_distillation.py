@@ -7,9 +7,10 @@ from torch import nn
 
 from edgewright import digits
 from edgewright.data import Batches
-from edgewright.distillation import distill, similarity_loss, soft_loss
+from edgewright.distillation import distill, soft_loss
 from edgewright.errors import CompressError
-from edgewright.recipe import Distill, Finetune, Training
+from edgewright.layer_losses import similarity_loss
+from edgewright.recipe import Distill, Finetune, LayerLoss, Training
 from edgewright.training import train
 
 
@@ -56,7 +57,8 @@ def test_feature_loss_brings_the_layers_closer(
         return float(similarity_loss(seen[0], seen[1]))
 
     plain = Distill(epochs=2, learning_rate=4e-3)
-    guided = Distill(epochs=2, learning_rate=4e-3, feature_weight=20, features=(("residual", "residual2"),))
+    layers = (LayerLoss(student="residual", teacher="residual2", loss="similarity", weight=20),)
+    guided = Distill(epochs=2, learning_rate=4e-3, layers=layers)
     assert distance(guided) < 0.8 * distance(plain)
 
 
@@ -64,7 +66,7 @@ def test_teacher_and_student_stay_as_they_were(
     scans: digits.Digits, teacher: nn.Module, untrained_student: nn.Module
 ) -> None:
     guide, student = copy.deepcopy(teacher).train(), copy.deepcopy(untrained_student)
-    how = Distill(epochs=1, feature_weight=1, features=(("residual", "residual2"),))
+    how = Distill(epochs=1, layers=(LayerLoss(student="residual", teacher="residual2"),))
     distilled = distill(student, guide, scans.data, how)
     assert guide.training
     assert not guide.get_submodule("residual2")._forward_hooks
@@ -105,22 +107,15 @@ def test_soft_loss_is_the_scaled_divergence() -> None:
     )
 
 
-def test_similarity_loss_sees_relations_and_not_widths_or_scale() -> None:
-    features = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    wider = torch.cat([features, features], dim=1) * 5
-    assert float(similarity_loss(features, wider)) == pytest.approx(0, abs=1e-10)
-    assert float(similarity_loss(features, features.flip(0))) > 1e-3
-
-
 def test_layer_that_is_not_there_is_named(
     scans: digits.Digits, teacher: nn.Module, untrained_student: nn.Module
 ) -> None:
-    how = Distill(feature_weight=1, features=(("residual", "residual3"),))
+    how = Distill(layers=(LayerLoss(student="residual", teacher="residual3"),))
     with pytest.raises(
         CompressError, match=r"the teacher has no layer 'residual3'.*did you mean 'residual[12]'"
     ):
         distill(untrained_student, teacher, scans.data, how)
-    how = Distill(feature_weight=1, features=(("steam", "stem"),))
+    how = Distill(layers=(LayerLoss(student="steam", teacher="stem"),))
     with pytest.raises(CompressError, match=r"the student has no layer 'steam'.*did you mean 'stem'"):
         distill(untrained_student, teacher, scans.data, how)
 

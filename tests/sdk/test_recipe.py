@@ -5,12 +5,16 @@ from typing import Any
 import pytest
 
 from edgewright.errors import RecipeError
-from edgewright.recipe import Distill, Finetune, Prune, Quantize, Recipe
+from edgewright.recipe import Distill, Finetune, LayerLoss, Prune, Quantize, Recipe
 
+LAYERS = (
+    LayerLoss(student="a.0", teacher="b"),
+    LayerLoss(student="c", teacher="d", loss="self_attention", weight=0.5, heads=12),
+)
 FULL = Recipe(
     name="every part, with “quotes” and \\ in its name",
     seed=7,
-    distill=Distill(epochs=3, temperature=2.5, feature_weight=10.0, features=(("a.0", "b"), ("c", "d"))),
+    distill=Distill(epochs=3, temperature=2.5, mask="mask", layers=LAYERS),
     prune=Prune(ratio=0.5, importance="magnitude", round_to=8, steps=2),
     finetune=Finetune(label_smoothing=0.1),
     quantize=Quantize(calibration="percentile", percentile=99.9),
@@ -68,8 +72,18 @@ def test_recipe_is_frozen() -> None:
         ('name = "x"\n[quantize]\nweight_bits = 4', r"\[quantize\]: .*'?weight_bits"),
         ('name = "x"\n[quantize]\ncalibration = "best"', r"\[quantize\]: calibration: 'best' is not one of"),
         ('name = "x"\n[quantize]\npercentile = 101', r"percentile: 101.0 is out of range"),
-        ('name = "x"\n[distill]\nfeatures = ["a"]', r"features: \['a'\] is not a list of pairs"),
-        ('name = "x"\n[distill]\nfeature_weight = 1', r"\[distill\]: features: needs both"),
+        (
+            'name = "x"\n[distill]\nlayers = ["a"]',
+            r"'layers' is a list of sections: write \[\[distill.layers",
+        ),
+        (
+            'name = "x"\n[[distill.layers]]\nstudent = "a"',
+            r"\[\[distill.layers\]\]: key 'teacher' is missing",
+        ),
+        (
+            'name = "x"\n[[distill.layers]]\nstudent = "a"\nteacher = "b"\nloss = "fsp"',
+            r"\[\[distill.layers\]\]: loss: 'fsp' is not one of 'hint', 'attention'",
+        ),
         ('name = "x"\n[finetune]\nalpha = 1', r"\[finetune\]: unknown key 'alpha'"),
         ('name = "x"\nprune = 0.3', r"'prune' is a section: write \[prune\]"),
         ('name = "x"\nseed = -1', r"recipe: seed: -1 is out of range"),
@@ -102,7 +116,13 @@ def test_unreadable_file_is_a_recipe_error(content: bytes | None, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("kind", "values"),
-    [(Prune, {"ratio": 2}), (Distill, {"temperature": 0}), (Finetune, {"epochs": 0}), (Recipe, {"name": 1})],
+    [
+        (Prune, {"ratio": 2}),
+        (Distill, {"temperature": 0}),
+        (Distill, {"layers": (1,)}),
+        (Finetune, {"epochs": 0}),
+        (Recipe, {"name": 1}),
+    ],
 )
 def test_bad_value_in_code_is_a_value_error(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):

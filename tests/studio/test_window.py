@@ -382,7 +382,7 @@ def test_the_form_starts_from_the_recipe_and_gives_it_back(
     recipe = ew.Recipe(
         name="mine",
         seed=5,
-        distill=ew.Distill(learning_rate=0.00123456789, feature_weight=0.5, features=(("a", "b"),)),
+        distill=ew.Distill(learning_rate=0.00123456789, layers=(ew.LayerLoss(student="a", teacher="b"),)),
         quantize=ew.Quantize(calibration="mse"),
     )
     form.set_recipe(recipe)
