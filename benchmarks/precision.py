@@ -2,8 +2,7 @@
 
 Accuracy of the float model and of the native engine with activations uint8, mixed and int16 on SST-2's dev
 part (all of its rows, or the first of a seeded order with --rows), and the time of one sentence on one
-thread, the minimum over interleaved rounds. Needs the model and the data in ../shared/data, as
-tests/sdk/minilm.py does.
+thread, the minimum over interleaved rounds. Needs the model and the data that examples/sst2.py reads.
 """
 
 from __future__ import annotations
@@ -19,13 +18,15 @@ import numpy as np
 import torch
 from record import Claim, write
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from minilm import minilm
+from sst2 import sentences, tokens
+
 from edgewright import Quantize, export
 from edgewright.precision import Activations
 from edgewright.statistics import sqnr_db
 from edgewright_device import Artifact, Runner
 from edgewright_kernels import Engine, cpu_paths
-from sdk.minilm import minilm, sentences, tokens
 
 LENGTH = 64
 CALIBRATION = 128

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import safetensors.numpy
 import torch
+from minilm import Layer
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from edgewright.statistics import sqnr_db
 from edgewright.verification import verify
 from edgewright_device import Artifact, ArtifactError, Runner, health, replay, write_artifact
 from sdk.graphs import normal, rng, saved
-from sdk.minilm import Layer
 
 TARGET = "x86-64"
 SIZES = (6, 16)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from minilm import minilm
+from sst2 import DATA, sentences, tokens
 
 from edgewright.exporting import export
 from edgewright.precision import Activations
 from edgewright.recipe import Quantize
 from edgewright_device import Runner
-from sdk.minilm import DATA, minilm, sentences, tokens
 
 LENGTH = 64
 

@@ -1,24 +1,11 @@
-"""A real encoder for tests: MiniLM-L6 (Wang et al. 2020), fine-tuned on SST-2, where its data is at hand.
-
-The encoder is BERT's (Devlin et al. 2019), written in plain torch; the tokens are BERT's WordPiece, lower
-case.
-"""
+"""MiniLM-L6 (Wang et al. 2020), an encoder as BERT's (Devlin et al. 2019) in plain torch."""
 
 from __future__ import annotations
 
-import csv
-import os
-import unicodedata
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
+from sst2 import DATA
 from torch import Tensor, nn
-
-DATA = Path(os.environ.get("EDGEWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 class Layer(nn.Module):
@@ -32,7 +19,8 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        n, length, hidden = x.shape
+        """Takes tokens, float32 (N, length, hidden), and which of them count, bool (N, 1, 1, length)."""
+        n, length, _ = x.shape
 
         def split(y: Tensor) -> Tensor:
             return y.view(n, length, self.heads, -1).transpose(1, 2)
@@ -40,7 +28,7 @@ class Layer(nn.Module):
         attended = nn.functional.scaled_dot_product_attention(
             split(self.query(x)), split(self.key(x)), split(self.value(x)), attn_mask=mask
         )
-        x = self.norm1(x + self.out(attended.transpose(1, 2).reshape(n, length, hidden)))
+        x = self.norm1(x + self.out(attended.transpose(1, 2).flatten(2)))
         y: Tensor = self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
         return y
 
@@ -68,8 +56,9 @@ class Encoder(nn.Module):
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.words(ids) + self.places(torch.arange(ids.shape[1])) + self.types(torch.zeros_like(ids))
-        x = self.norm(x)
+        """Gives logits, float32 (N, classes)."""
+        places = self.places(torch.arange(ids.shape[1], device=ids.device))
+        x = self.norm(self.words(ids) + places + self.types(torch.zeros_like(ids)))
         keep = mask[:, None, None, :].to(torch.bool)
         for layer in self.layers:
             x = layer(x, keep)
@@ -107,58 +96,3 @@ def minilm() -> Encoder:
     model = Encoder()
     model.load_state_dict({name: renamed[name] for name in model.state_dict()})
     return model.eval()
-
-
-def sentences(part: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Sentences and labels of SST-2's train, dev or test part, as at hand."""
-    with (DATA / "sst2" / f"{part}.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
-    return [r[0] for r in rows], np.array([int(r[1]) for r in rows])
-
-
-def tokens(texts: Sequence[str], length: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Token numbers and mask, int64 (texts, length), of BERT's WordPiece."""
-    lines = (DATA / "minilm_sst2" / "vocab.txt").read_text("utf-8").splitlines()
-    vocabulary = {word: number for number, word in enumerate(lines)}
-    ids = np.zeros((len(texts), length), np.int64)
-    mask = np.zeros_like(ids)
-    for row, text in enumerate(texts):
-        pieces = [p for word in _words(text) for p in _pieces(word, vocabulary)][: length - 2]
-        numbers = [vocabulary[p] for p in ("[CLS]", *pieces, "[SEP]")]
-        ids[row, : len(numbers)] = numbers
-        mask[row, : len(numbers)] = 1
-    return {"ids": ids, "mask": mask}
-
-
-def _words(text: str) -> Iterator[str]:
-    plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
-    word = ""
-    for c in plain:
-        mark = unicodedata.category(c).startswith("P") or (
-            c.isascii() and not c.isalnum() and not c.isspace()
-        )
-        if c.isspace() or mark:
-            if word:
-                yield word
-            word = ""
-            if mark:
-                yield c
-        else:
-            word += c
-    if word:
-        yield word
-
-
-def _pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
-    """The longest pieces first, left to right."""
-    pieces: list[str] = []
-    start = 0
-    while start < len(word):
-        end = len(word)
-        while end > start and ("##" if start else "") + word[start:end] not in vocabulary:
-            end -= 1
-        if end == start:
-            return ["[UNK]"]
-        pieces.append(("##" if start else "") + word[start:end])
-        start = end
-    return pieces
