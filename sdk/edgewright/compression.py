@@ -53,33 +53,64 @@ def compress(
         _check_weights(teacher, "teacher")
     with own_randomness():
         torch.manual_seed(recipe.seed)  # for a DataLoader that shuffles
-        return _take_steps(model, recipe, data, teacher, progress)
-
-
-def _take_steps(
-    model: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None, progress: OnProgress | None
-) -> nn.Module:
-    _check_data(model, data.train, "training")
-    example = _check_data(model, data.validation, "validation")
+        _check_data(model, data.train, "training")
+        _check_data(model, data.validation, "validation")
     small = copy.deepcopy(model)
-    if recipe.distill is not None and teacher is not None:
-        small = distill(small, teacher, data, recipe.distill, seed=recipe.seed, progress=progress)
-    if recipe.prune is not None:
-        small = prune(small, recipe.prune, example, batches=data.train, progress=progress)
-    if recipe.finetune is not None and teacher is not None:
-        small = distill(
-            small,
-            teacher,
-            data,
-            recipe.distill or Distill(),
-            training=recipe.finetune,
-            seed=recipe.seed,
-            step="finetune",
-            progress=progress,
-        )
-    elif recipe.finetune is not None:
-        small = train(small, data, recipe.finetune, seed=recipe.seed, step="finetune", progress=progress)
+    for step in steps_of(recipe):
+        small = take_step(step, small, recipe, data=data, teacher=teacher, progress=progress)
     return small.eval()
+
+
+def steps_of(recipe: Recipe) -> tuple[str, ...]:
+    """The steps of `compress` that a recipe takes, in their order: names of its sections."""
+    return tuple(step for step in ("distill", "prune", "finetune") if getattr(recipe, step) is not None)
+
+
+def take_step(
+    step: str,
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    data: Data,
+    teacher: nn.Module | None = None,
+    progress: OnProgress | None = None,
+) -> nn.Module:
+    """Takes one step of a recipe. Taken one after the other, they give the bits that `compress` gives.
+
+    Args:
+        step: One of `steps_of(recipe)`.
+        model: What the steps before it made. It is not changed.
+        recipe: As for `compress`, as are `data`, `teacher` and `progress`.
+        data: See there.
+        teacher: See there.
+        progress: See there.
+
+    Raises:
+        DataError: As for `compress`.
+        CompressError: As for `compress`.
+    """
+    with own_randomness():
+        torch.manual_seed(recipe.seed)
+        if step == "prune" and recipe.prune is not None:
+            example = _check_data(model, data.validation, "validation")
+            return prune(model, recipe.prune, example, batches=data.train, progress=progress)
+        if step == "distill" and recipe.distill is not None and teacher is not None:
+            return distill(model, teacher, data, recipe.distill, seed=recipe.seed, progress=progress)
+        if step == "finetune" and recipe.finetune is not None and teacher is not None:
+            how = recipe.distill or Distill()
+            return distill(
+                model,
+                teacher,
+                data,
+                how,
+                training=recipe.finetune,
+                seed=recipe.seed,
+                step=step,
+                progress=progress,
+            )
+        if step == "finetune" and recipe.finetune is not None:
+            return train(model, data, recipe.finetune, seed=recipe.seed, step=step, progress=progress)
+    raise ValueError(f"recipe {recipe.name!r} cannot take step {step!r}")
 
 
 def _check_weights(model: nn.Module, role: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgewright import digits
-from edgewright.compression import compress
+from edgewright.compression import compress, steps_of, take_step
 from edgewright.data import Data
 from edgewright.errors import CompressError, DataError
 from edgewright.progress import Progress
@@ -59,6 +59,24 @@ def test_each_step_reports_in_turn_and_nothing_given_changes(
     assert _same(student, untrained_student)
     assert _same(guide, teacher)
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_steps_taken_one_by_one_give_the_same_bits(
+    untrained_student: nn.Module, teacher: nn.Module, scans: digits.Digits
+) -> None:
+    recipe = Recipe(
+        name="steps", distill=Distill(epochs=1), prune=Prune(round_to=4), finetune=Finetune(epochs=1)
+    )
+    arrays = scans.data.train.inputs[:200], scans.data.train.labels[:200]  # type: ignore[attr-defined]
+    random = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*arrays), batch_size=50, shuffle=True)
+    data = Data(train=random, validation=scans.data.validation)
+    whole = compress(untrained_student, recipe, data=data, teacher=teacher)
+    model = untrained_student
+    assert steps_of(recipe) == ("distill", "prune", "finetune")
+    for step in steps_of(recipe):
+        model = take_step(step, model, recipe, data=data, teacher=teacher)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_fine_tuning_learns_from_a_teacher_that_is_given(
