@@ -148,7 +148,7 @@ def resize(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
         )
     scales = draft.graph.constants.get([*node.input, "", ""][2])
     tables = [
-        _interpolation(node, shape[i], result.shape[i], _factor(scales, i + 1, shape[i], result.shape[i]))
+        interpolation(node, shape[i], result.shape[i], _factor(scales, i + 1, shape[i], result.shape[i]))
         for i in range(1, rank)
     ]
     x = draft.arranged(given, channels_last(rank))
@@ -176,7 +176,7 @@ def _factor(scales: npt.NDArray[np.float32] | None, axis: int, size: int, wanted
     return float(scales[axis]) if scales is not None and scales.size > axis else wanted / size
 
 
-def _interpolation(node: onnx.NodeProto, size: int, wanted: int, factor: float) -> Interpolation:
+def interpolation(node: onnx.NodeProto, size: int, wanted: int, factor: float) -> Interpolation:
     """Which inputs each output lies between, by ONNX's rules of coordinates."""
     given = attributes(node)
     mode = given.get("coordinate_transformation_mode", b"half_pixel").decode()
