@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,17 @@ def parts(inputs: Inputs) -> list[Tensor]:
     if isinstance(inputs, Mapping):
         return list(inputs.values())
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
+
+
+@runtime_checkable
+class Shuffled(Protocol):
+    """Batches that shuffle and change themselves for each pass of training, as `Batches` do."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The same batches in the same order each time."""
+
+    def epoch(self, generator: torch.Generator) -> Iterable[Batch]:
+        """One pass of training. All that is random comes from the generator, so that it can be repeated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

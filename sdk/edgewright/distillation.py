@@ -2,8 +2,10 @@
 
 import copy
 import difflib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from inspect import signature
 from typing import Any, Self
 
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgewright.checkpoint import Checkpoint, opened
 from edgewright.data import Data, Inputs, call, parts
 from edgewright.errors import CompressError, DataError
 from edgewright.layer_losses import Compared
+from edgewright.lock import Lock
 from edgewright.progress import OnProgress
 from edgewright.recipe import Distill, LayerLoss, Training
 from edgewright.training import device_of, evaluating, fit, own_randomness, tensors
@@ -29,6 +33,7 @@ def distill(
     seed: int = 0,
     step: str = "distill",
     progress: OnProgress | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Trains a copy of a student towards a teacher.
 
@@ -45,6 +50,7 @@ def distill(
         seed: As for `train`.
         step: What to call this in the progress reports.
         progress: As for `train`.
+        checkpoint: As for `train`.
 
     Returns:
         The trained copy, in eval mode.
@@ -54,14 +60,26 @@ def distill(
         CompressError: A layer to compare is not there or of another form, the teacher has other classes, or
             training diverged.
     """
-    trained = copy.deepcopy(student)
     training = training or how
+    settings = {step: asdict(how), "training": asdict(training), "seed": seed}
+    models = {"model": student, "teacher": teacher}
+    kept = opened(checkpoint, lambda: Lock.of(settings, models, data))
+    trained = copy.deepcopy(student)
     with own_randomness():
         torch.manual_seed(seed)  # for the projections
         example = _first(data, device_of(trained)) if how.layers else ()
         loss = DistillLoss(trained, teacher, how, training.label_smoothing, example)
     with loss:
-        fit(trained, data, training, seed=seed, step=step, objective=loss, progress=progress)
+        fit(
+            trained,
+            data,
+            training,
+            seed=seed,
+            step=step,
+            objective=loss,
+            progress=progress,
+            checkpoint=kept,
+        )
     return trained
 
 

@@ -2,16 +2,21 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.data import Batch, Batches, Data, Inputs, call, map_inputs, parts
+from edgewright.checkpoint import Checkpoint, opened
+from edgewright.data import Batch, Data, Inputs, call, map_inputs, parts
 from edgewright.errors import CompressError, DataError
+from edgewright.lock import Lock
+from edgewright.position import Position
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Training
 
@@ -29,6 +34,7 @@ def train(
     seed: int = 0,
     step: str = "train",
     progress: OnProgress | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Trains a copy of a classifier.
 
@@ -39,16 +45,18 @@ def train(
         seed: Fixes order, augmentation and dropout. The same seed, threads and machine give the same bits.
         step: What to call this in the progress reports.
         progress: Told a few times in each epoch; "accuracy" is measured on the validation data.
+        checkpoint: A folder. Work that was cut off goes on from there, to the same bits.
 
     Returns:
         The trained copy, in eval mode.
 
     Raises:
         DataError: The data is empty or damaged, or does not fit the model.
-        CompressError: The training diverged.
+        CompressError: The training diverged, or the checkpoint belongs to other work.
     """
+    kept = opened(checkpoint, lambda: Lock.of({step: asdict(how), "seed": seed}, {"model": model}, data))
     trained = copy.deepcopy(model)
-    fit(trained, data, how, seed=seed, step=step, progress=progress)
+    fit(trained, data, how, seed=seed, step=step, progress=progress, checkpoint=kept)
     return trained
 
 
@@ -61,10 +69,14 @@ def fit(
     step: str,
     objective: Objective | None = None,
     progress: OnProgress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Trains a model where it is, towards any objective, and leaves it in eval mode. See `train`.
 
     An objective that is a module with parameters learns along with the model.
+
+    With a checkpoint it goes on where this step was cut off. So what is learned must be in parameters and
+    buffers of the model or of the objective, and all else must follow from the arguments.
     """
     if objective is None:
         objective = _label_objective(how.label_smoothing)
@@ -72,16 +84,16 @@ def fit(
     total = how.epochs * batches_per_epoch
     report_every = math.ceil(batches_per_epoch / REPORTS_PER_EPOCH)
     device = device_of(model)
-    learning = [model, objective] if isinstance(objective, nn.Module) else [model]
-    optimizer = _optimizer(nn.ModuleList(learning), how)
+    learning = nn.ModuleList([model, objective] if isinstance(objective, nn.Module) else [model])
+    optimizer = _optimizer(learning, how)
     with own_randomness():
         torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
-        done, losses = 0, torch.zeros(2)
-        for epoch in range(1, how.epochs + 1):
+        position = Position(learning, optimizer, torch.Generator().manual_seed(seed), checkpoint, step)
+        position.resume()
+        for epoch in range(position.done // batches_per_epoch + 1, how.epochs + 1):
             model.train()
-            for batch in _pass(data.train, generator):
-                rate = _rate_at(how, done, total)
+            for batch in position.rest(data.train, batches_per_epoch):
+                rate = _rate_at(how, position.done, total)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 inputs, labels = tensors(batch, device)
@@ -91,17 +103,18 @@ def fit(
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                done += 1
-                losses += torch.tensor([loss.item(), 1.0])
-                if not losses[0].isfinite():
+                position.count(loss)
+                if not position.losses[0].isfinite():
                     raise _diverged(step, epoch, how, inputs)
-                last = done == epoch * batches_per_epoch
-                if progress is not None and (last or done % batches_per_epoch % report_every == 0):
-                    metrics = {"epoch": float(epoch), "loss": float(losses[0] / losses[1])}
-                    losses.zero_()
-                    if last:
-                        metrics["accuracy"] = evaluate(model, data.validation)
-                    progress(Progress(step=step, done=done, total=total, metrics=metrics))
+                last = position.done == epoch * batches_per_epoch
+                if not last and position.done % batches_per_epoch % report_every:
+                    continue
+                metrics = {"epoch": float(epoch), "loss": position.mean_loss()}
+                if progress is not None and last:
+                    metrics["accuracy"] = evaluate(model, data.validation)
+                with position.kept():
+                    if progress is not None:
+                        progress(Progress(step=step, done=position.done, total=total, metrics=metrics))
     model.eval()
 
 
@@ -212,10 +225,6 @@ def _count(batches: Iterable[Batch]) -> int:
     if count == 0:
         raise DataError("the training data is empty")
     return count
-
-
-def _pass(batches: Iterable[Batch], generator: torch.Generator) -> Iterable[Batch]:
-    return batches.epoch(generator) if isinstance(batches, Batches) else batches
 
 
 def _optimizer(model: nn.Module, how: Training) -> torch.optim.Optimizer:

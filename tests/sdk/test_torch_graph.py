@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from sdk.minilm import DATA, Encoder, minilm, sentences, tokens
 from torch import nn
 
 from edgewright import digits
@@ -21,7 +22,6 @@ from edgewright.torch_graph import TorchGraph, trainable
 from edgewright.torch_operators import OPERATORS
 from edgewright.wiring import Wiring
 from sdk.graphs import graph, mlp, normal
-from sdk.minilm import DATA, Encoder, minilm, sentences, tokens
 from sdk.test_lower import GRAPHS, feed_for
 
 
