@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgewright.entropy import entropy_range
 from edgewright.errors import ExportError
 from edgewright.graph import onnx_function
 from edgewright.wiring import Wiring
@@ -20,7 +21,7 @@ BATCH = 64
 MOST_BYTES = 256 << 20  # of values watched at a time; a large model gets smaller batches
 LEAST_SCALE = 2.0**-100  # far above the smallest normal float32
 
-Method = Literal["minmax", "percentile", "mse"]
+Method = Literal["minmax", "percentile", "mse", "entropy"]
 Integers = Literal["uint8", "int16"]
 
 _LIMITS: dict[Integers, tuple[int, int]] = {"uint8": (0, 255), "int16": (-(1 << 15), (1 << 15) - 1)}
@@ -77,7 +78,7 @@ class Observed:
     counts: npt.NDArray[np.int64]
 
     def grid(self, method: Method, percentile: float, dtype: Integers = "uint8") -> Grid:
-        """The grid by min-max, by percentile of the histogram, or by least squared error.
+        """The grid by min-max, by percentile of the histogram, by least squared error, or by least entropy.
 
         For int16 always by min-max: it has steps enough, and nothing need be clipped.
 
@@ -95,6 +96,8 @@ class Observed:
             low = edges[int(np.searchsorted(share, outside, side="right"))]
             high = edges[min(int(np.searchsorted(share, 1 - outside, side="left")) + 1, BINS)]
             return Grid.around(float(low), float(high))
+        if method == "entropy":
+            return Grid.around(*entropy_range(self.counts, self.minimum, self.maximum))
         shrunk = [Grid.around(self.minimum * f, self.maximum * f) for f in np.linspace(0.3, 1.0, 71)]
         return min(shrunk, key=self._squared_error)
 

@@ -143,7 +143,8 @@ class Quantize:
 
     Attributes:
         calibration: How an activation's range is chosen from samples: "minmax" (all that was seen),
-            "percentile" (clips the rarest), "mse" (least squared error).
+            "percentile" (clips the rarest), "mse" (least squared error), "entropy" (keeps most of the
+            distribution, Migacz 2017).
         percentile: The part of the values, in percent, that "percentile" keeps.
         activations: Their integers: "uint8"; "mixed", with int16 where sums, norms and softmax read, as in a
             transformer, and uint8 where layers do; or "int16", wherever the engine has it.
@@ -151,7 +152,7 @@ class Quantize:
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
     """
 
-    calibration: Literal["minmax", "percentile", "mse"] = "minmax"
+    calibration: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     percentile: float = _number(99.99, 50, 100, above=True)
     activations: Literal["uint8", "mixed", "int16"] = "uint8"
     overflow_safe: Literal["off", "pairs", "quads"] = "off"

@@ -49,12 +49,12 @@ def seen(values: Any) -> Observed:
 LONELY = np.append(normal(200_000), np.float32(20))
 
 
-@pytest.mark.parametrize("method", ["percentile", "mse"])
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_an_outlier_is_clipped_by_percentile_and_by_error_not_by_minmax(method: Any) -> None:
     outlier = seen(LONELY)
     assert outlier.grid("minmax", 99.9).high > 19.9
     clipped = outlier.grid(method, 99.9)
-    assert clipped.high < (10 if method == "percentile" else 16)
+    assert clipped.high < (16 if method == "mse" else 10)
     assert clipped.low < -2
 
 
@@ -77,7 +77,34 @@ def test_least_error_has_no_more_error_than_minmax() -> None:
     assert error(observed.grid("mse", 0)) < 0.9 * error(observed.grid("minmax", 0))
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_entropy_clips_the_side_that_has_the_outliers_and_keeps_the_other() -> None:
+    bulk = np.random.default_rng(0).uniform(-2, 2, 100_000)
+    right, left = seen(np.append(bulk, 30.0)), seen(np.append(bulk, -30.0))
+    for grid, near, far in (
+        (right.grid("entropy", 0), "low", "high"),
+        (left.grid("entropy", 0), "high", "low"),
+    ):
+        assert abs(getattr(grid, near)) == pytest.approx(2, abs=0.1)
+        assert abs(getattr(grid, far)) < 8
+
+
+def test_entropy_clips_nothing_of_an_even_distribution() -> None:
+    values = np.random.default_rng(0).uniform(-1, 3, 200_000)
+    grid = seen(values).grid("entropy", 0)
+    assert grid.low < -0.97
+    assert grid.high > 2.95
+
+
+def test_entropy_is_not_misled_by_the_zeros_of_relu() -> None:
+    values = np.maximum(normal(200_000), 0).astype(np.float64)
+    grid = seen(values).grid("entropy", 0)
+    assert grid.zero_point == 0
+    assert 2.5 < grid.high <= values.max() + 0.01
+    error = np.mean((np.clip(np.rint(values / grid.scale), 0, 255) * grid.scale - values) ** 2)
+    assert 10 * np.log10(np.mean(values**2) / error) > 40
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
 @pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
 def test_a_constant_has_a_grid_by_every_method(method: Any, value: float) -> None:
     constant = Observed(minimum=value, maximum=value, counts=np.zeros(2048, np.int64))
