@@ -1,23 +1,22 @@
-"""Structured pruning: whole channels go, with all that depends on them.
-
-What depends on what is found by Torch-Pruning's dependency graph (DepGraph, Fang et al. 2023): a residual sum
-ties its inputs together, a depthwise convolution follows its input, a batch normalisation its convolution.
-"""
+"""Structured pruning: whole channels, heads and blocks go, with all that depends on them."""
 
 import copy
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from edgewright.attention import Replaced
 from edgewright.data import Batch, Inputs, call, map_inputs
-from edgewright.errors import CompressError, DataError
+from edgewright.dependencies import Dependencies, Group
+from edgewright.depth import remove_block, residual_blocks
+from edgewright.errors import CompressError
+from edgewright.importance import block_losses, scores_of
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Prune
-from edgewright.training import check_fit, device_of, evaluating, tensors
+from edgewright.training import device_of, evaluating
 
 
 def prune(
@@ -28,53 +27,203 @@ def prune(
     batches: Iterable[Batch] | None = None,
     progress: OnProgress | None = None,
 ) -> nn.Module:
-    """Removes channels from a copy of a model.
+    """Removes channels, heads of attention and residual blocks from a copy of a model.
 
-    Every convolution and linear layer loses the same part of its channels, but for the ones that make the
-    model's output, and grouped convolutions other than depthwise ones, which stay whole.
+    Left whole are the layers that make the model's output, grouped convolutions other than depthwise ones,
+    layers that share their weights, and the stream that runs through attention. Attention is
+    `nn.MultiheadAttention`, or written out with a linear layer each for queries, keys and values, in a module
+    that keeps its number of heads in an attribute, such as `num_heads`, which is rewritten. That the model
+    then computes what it did with those heads silenced is tried on the spot.
 
     Args:
-        model: Any model that Torch-Pruning can trace, without attention. It is not changed.
+        model: Any model that Torch-Pruning can trace. It is not changed.
         how: What to remove.
         example_inputs: Inputs to trace with, (N, ...).
-        batches: Training batches; "taylor" weighs channels by them.
-        progress: Told after each round, with "parameters" and "macs" of the model.
+        batches: Training batches; "taylor" and "hessian" weigh by them, and blocks are chosen by them.
+        progress: Told after each block and each round, with "parameters" and "macs" of the model.
 
     Returns:
         The pruned copy, in eval mode. It needs fine-tuning.
 
     Raises:
-        ValueError: "taylor" is asked for without batches.
+        ValueError: Batches are needed and not given.
         DataError: The batches are empty or do not fit the model.
-        CompressError: The model cannot be pruned.
+        CompressError: The model cannot be pruned as asked.
     """
-    if how.importance == "taylor" and batches is None:
-        raise ValueError('importance "taylor" needs `batches`; give them, or choose "magnitude"')
-    attention = [name for name, part in model.named_modules() if isinstance(part, nn.MultiheadAttention)]
-    if attention:
-        raise CompressError(f"cannot prune attention, which the model has in {attention[0]!r}")
+    if batches is None and (how.blocks or how.importance in ("taylor", "hessian")):
+        what = "removing blocks" if how.blocks else f'importance "{how.importance}"'
+        raise ValueError(f'{what} needs `batches`; give them, or choose "magnitude" and no blocks')
     pruned = copy.deepcopy(model).eval()
     trainable = {name: each.requires_grad for name, each in pruned.named_parameters()}
     pruned.requires_grad_(True)
-    example = _one(example_inputs, model)
-    with torch.no_grad():
-        shape_before = call(pruned, example).shape
-    graph = _Graph(pruned, example)
-    for done in range(1, how.steps + 1):
-        if batches is not None and how.importance == "taylor":
-            _add_gradients(pruned, itertools.islice(batches, how.batches))
-        graph.shrink(how, part=done / how.steps)
-        pruned.zero_grad(set_to_none=True)
-        _check_output(pruned, example, shape_before)
-        if progress is not None:
-            metrics = {
-                "parameters": float(sum(each.numel() for each in pruned.parameters())),
-                "macs": float(count_macs(pruned, example)),
-            }
-            progress(Progress(step="prune", done=done, total=how.steps, metrics=metrics))
+    replaced = Replaced.in_model(pruned)
+    job = _Job(pruned, how, _one(example_inputs, model), batches, progress)
+    job.run()
+    replaced.restore(pruned)
     for name, each in pruned.named_parameters():
-        each.requires_grad_(trainable[name])
+        each.requires_grad_(trainable.get(name, True))
     return pruned
+
+
+class _Job:
+    """One pruning of one model, where it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        how: Prune,
+        example: Inputs,
+        batches: Iterable[Batch] | None,
+        progress: OnProgress | None,
+    ) -> None:
+        self.model, self.how, self.example = model, how, example
+        self.batches, self.progress = batches, progress
+        with torch.no_grad():
+            self.shape = call(model, example).shape
+        self.done, self.total = 0, how.blocks + (how.steps if how.ratio or how.heads else 0)
+
+    def run(self) -> None:
+        if self.how.blocks:
+            self.remove_blocks()
+        if not self.how.ratio and not self.how.heads:
+            return
+        graph = Dependencies(self.model, self.example)
+        self.check(graph)
+        for step in range(1, self.how.steps + 1):
+            scores = scores_of(self.model, graph, self.how, self.batches)
+            self.shrink(graph, plan(graph, self.how, scores, step / self.how.steps))
+            self.report()
+
+    def check(self, graph: Dependencies) -> None:
+        """Says what cannot be done, before anything is."""
+        if self.how.heads and not any(g.heads for g in graph.groups):
+            found = ", ".join(map(repr, graph.unrecognised))
+            raise CompressError(
+                (
+                    f"the heads of the attention at {found} are not recognised: queries, keys and values "
+                    "must be one linear layer each, in a module that keeps the number of heads in an "
+                    "attribute with `head` in its name, such as `num_heads`"
+                    if found
+                    else "there are no heads to remove: no attention was found in the model"
+                )
+                + "; leave out `heads`"
+            )
+        if self.how.ratio and not any(g.heads is None for g in graph.groups) and not self.how.heads:
+            raise CompressError("there is nothing to prune: no inner convolution or linear layer was found")
+
+    def remove_blocks(self) -> None:
+        assert self.batches is not None
+        for _ in range(self.how.blocks):
+            blocks = residual_blocks(self.model, self.example)
+            if not blocks:
+                raise CompressError(
+                    f"cannot remove {self.how.blocks} residual blocks: only {self.done} were found, as "
+                    "elements of an nn.Sequential or nn.ModuleList whose output has the shape of their "
+                    f"input; set `blocks` to {self.done} at most"
+                )
+            losses = block_losses(self.model, blocks, self.batches, self.how.batches)
+            remove_block(self.model, min(blocks, key=losses.__getitem__))
+            self.report()
+
+    def shrink(self, graph: Dependencies, removed: Sequence[Sequence[int]]) -> None:
+        """Removes units of each group; heads first, for what is left of them can be proven."""
+        pairs = list(zip(graph.groups, removed, strict=True))
+        heads = [(group, units) for group, units in pairs if group.heads is not None and units]
+        if heads:
+            self.remove_heads(graph, heads)
+        for group, units in pairs:
+            if group.heads is None:
+                graph.remove(group, units)
+        with _explained("channels", "it may reshape by a fixed size"), torch.no_grad():
+            now = call(self.model, self.example).shape
+        if now != self.shape:
+            raise CompressError(
+                f"pruning changed the output's shape from {tuple(self.shape)} to {tuple(now)}"
+            )
+
+    def remove_heads(self, graph: Dependencies, chosen: Sequence[tuple[Group, Sequence[int]]]) -> None:
+        """Silences heads, then removes them, and compares: both must compute the same."""
+        probe = map_inputs(self.example, _noise)
+        for group, units in chosen:
+            for each in graph.consumers(group):
+                gone = torch.isin(each.units, torch.tensor(units))
+                with torch.no_grad():
+                    each.layer.weight[:, each.inputs[gone]] = 0  # type: ignore[operator]
+        with torch.no_grad():
+            silenced = call(self.model, probe)
+        for group, units in chosen:
+            graph.remove(group, units)
+        hint = "attention must reshape its output to a width of -1, or flatten it, not take that of its input"
+        with _explained("heads", hint), torch.no_grad():
+            removed = call(self.model, probe)
+        largest = float(silenced.abs().max())
+        if removed.shape != silenced.shape or not torch.allclose(
+            removed, silenced, rtol=0, atol=1e-3 * largest + 1e-6
+        ):
+            names = ", ".join(repr(group.name) for group, _ in chosen)
+            raise CompressError(
+                f"without heads of {names} the model does not compute what it did with them silenced: it "
+                "splits its heads by something else than the attribute that counts them; leave out `heads`"
+            )
+
+    def report(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            metrics = {
+                "parameters": float(sum(each.numel() for each in self.model.parameters())),
+                "macs": float(count_macs(self.model, self.example)),
+            }
+            self.progress(Progress(step="prune", done=self.done, total=self.total, metrics=metrics))
+
+
+def plan(graph: Dependencies, how: Prune, scores: Sequence[Tensor], part: float) -> list[list[int]]:
+    """Chooses the units that each group loses, until `part` of the whole job is done."""
+    removed: list[list[int]] = [[] for _ in graph.groups]
+    for heads, ratio, round_to in ((False, how.ratio, how.round_to), (True, how.heads, 1)):
+        chosen = [i for i, group in enumerate(graph.groups) if (group.heads is not None) == heads]
+        groups = [graph.groups[i] for i in chosen]
+        if not ratio or not groups:
+            continue
+        if how.ranking == "uniform":
+            kept = [kept_channels(g.first_units, ratio * part, round_to) for g in groups]
+        else:
+            least = [kept_channels(g.first_units, how.max_ratio, round_to) for g in groups]
+            kept = _ranked(
+                [graph.units(g) for g in groups],
+                least,
+                [scores[i] for i in chosen],
+                round_to,
+                round(sum(g.first_units for g in groups) * (1 - ratio * part)),
+            )
+        for i, group, count in zip(chosen, groups, kept, strict=True):
+            order = torch.argsort(scores[i], stable=True)
+            removed[i] = order[: max(0, graph.units(group) - count)].tolist()
+    return removed
+
+
+def _ranked(
+    widths: Sequence[int], least: Sequence[int], scores: Sequence[Tensor], round_to: int, wanted: int
+) -> list[int]:
+    """How many units of each group stay when `wanted` of all do, the ones with the highest scores."""
+    kept, ordered = list(widths), [torch.sort(each).values.tolist() for each in scores]
+    while sum(kept) > wanted:
+        offers = []
+        for i, now in enumerate(kept):
+            below = max(least[i], (now - 1) // round_to * round_to)
+            if 0 < below < now:
+                lost = sum(ordered[i][widths[i] - now : widths[i] - below])
+                offers.append((lost / (now - below), i, below))
+        if not offers:
+            break
+        _, i, below = min(offers)
+        kept[i] = below
+    return kept
+
+
+def kept_channels(width: int, ratio: float, round_to: int) -> int:
+    """Returns how many of `width` channels stay: the nearest multiple of `round_to`, but not zero."""
+    wanted = max(1, round(width * (1 - ratio) / round_to)) * round_to
+    return min(width, wanted)
 
 
 def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
@@ -104,96 +253,18 @@ def _one(inputs: Inputs, model: nn.Module) -> Inputs:
     return map_inputs(inputs, lambda value: value[:1].to(device))
 
 
-class _Graph:
-    """What depends on what in a model, and how wide each layer was at first."""
-
-    def __init__(self, model: nn.Module, example: Inputs) -> None:
-        import torch_pruning  # untyped, and only this needs it
-
-        self.importances = {
-            "taylor": torch_pruning.importance.GroupTaylorImportance(normalizer=None),
-            "magnitude": torch_pruning.importance.GroupMagnitudeImportance(normalizer=None),
-        }
-        try:
-            self.graph = torch_pruning.DependencyGraph()
-            self.graph.build_dependency(model, example_inputs=_traced(example), verbose=False)
-            self.roots = [group[0][0].target.module for group in self._free_groups()]
-        except Exception as error:  # the tracer raises whatever it stumbles over
-            raise CompressError(f"cannot trace what depends on what in this model: {error}") from error
-        if not self.roots:
-            raise CompressError("there is nothing to prune: no inner convolution or linear layer was found")
-        self.widths = [self.graph.get_out_channels(root) for root in self.roots]
-
-    def shrink(self, how: Prune, *, part: float) -> None:
-        """Removes the least important channels until `part` of the whole job is done."""
-        importance = self.importances[how.importance]
-        for root, width in zip(self.roots, self.widths, strict=True):
-            now = self.graph.get_out_channels(root)
-            remove = now - kept_channels(width, how.ratio * part, how.round_to)
-            if remove <= 0:
-                continue
-            pruning = self.graph.get_pruner_of_module(root).prune_out_channels
-            scores = importance(self.graph.get_pruning_group(root, pruning, list(range(now))))
-            least = torch.argsort(scores, stable=True)[:remove].tolist()
-            self.graph.get_pruning_group(root, pruning, sorted(least)).prune()
-
-    def _free_groups(self) -> list[Any]:
-        """Returns the groups of layers that may lose channels: none of them makes the model's output."""
-        free = []
-        for group in self.graph.get_all_groups():
-            members = [dep for dep, _ in group]
-            outputs = [dep.target for dep in members if self.graph.is_out_channel_pruning_fn(dep.handler)]
-            makes_output = any(not node.outputs for node in outputs)
-            if not makes_output and not any(_is_grouped(dep.target.module) for dep in members):
-                free.append(group)
-        return free
+def _noise(value: Tensor) -> Tensor:
+    """Seeded noise in place of numbers; whole numbers, such as tokens, stay."""
+    if not value.is_floating_point():
+        return value
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(value.shape, generator=generator).to(value)
 
 
-def kept_channels(width: int, ratio: float, round_to: int) -> int:
-    """Returns how many of `width` channels stay: the nearest multiple of `round_to`, but not zero."""
-    wanted = max(1, round(width * (1 - ratio) / round_to)) * round_to
-    return min(width, wanted)
-
-
-def _is_grouped(module: object) -> bool:
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return module.groups > 1 and not module.groups == module.in_channels == module.out_channels
-    return isinstance(module, nn.GroupNorm)
-
-
-def _add_gradients(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Sums the loss's gradients over some batches; the model stays in eval mode."""
-    device = device_of(model)
-    count = 0
-    for batch in batches:
-        inputs, labels = tensors(batch, device)
-        logits = call(model, inputs)
-        check_fit(logits, labels)
-        functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
-        count += 1
-    if count == 0:
-        raise DataError("there are no batches to weigh channels by")
-
-
-def _traced(example: Inputs) -> Any:
-    """Inputs in the form in which Torch-Pruning takes them."""
-    return (
-        dict(example)
-        if isinstance(example, Mapping)
-        else example
-        if isinstance(example, tuple)
-        else (example,)
-    )
-
-
-def _check_output(model: nn.Module, example: Inputs, shape: torch.Size) -> None:
-    """Runs the pruned model once: what the tracer misread shows here."""
+@contextmanager
+def _explained(gone: str, hint: str) -> Iterator[None]:
+    """Says what an error of the pruned model means."""
     try:
-        with torch.no_grad():
-            now = call(model, example).shape
+        yield
     except RuntimeError as error:
-        raise CompressError(
-            f"this model does not run once channels are gone (it may reshape by a fixed size): {error}"
-        ) from error
-    if now != shape:
-        raise CompressError(f"pruning changed the output's shape from {tuple(shape)} to {tuple(now)}")
+        raise CompressError(f"this model does not run once {gone} are gone ({hint}): {error}") from error

@@ -105,19 +105,30 @@ class Distill(Training):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Which channels to take away: whole dependent groups at a time (DepGraph, Fang et al. 2023).
+    """What to take away: whole dependent groups at a time (DepGraph, Fang et al. 2023).
 
     Attributes:
-        ratio: The part of each layer's channels to remove, 0..1.
-        importance: What makes a channel worth keeping: "taylor" (what the loss would lose, Molchanov et al.
-            2019; needs data) or "magnitude" (L2 norm of its weights).
+        ratio: The part of the channels to remove, 0..1.
+        heads: The part of the heads of attention to remove, 0..1.
+        blocks: How many residual blocks to remove, those without which the loss rises least.
+        importance: What makes a channel or head worth keeping: "taylor" (what the loss would lose to first
+            order, Molchanov et al. 2019; needs data), "hessian" (to second order, by the Fisher information,
+            Theis et al. 2018; needs data), "batch_norm" (its scale, Liu et al. 2017) or "magnitude" (L2 norm
+            of its weights).
+        ranking: "uniform" takes the same part of each layer; "global" ranks the channels of all layers, and
+            the heads of all attention, together.
+        max_ratio: The most that one layer may lose of its channels or heads under "global", 0..1.
         round_to: Channel counts are kept to multiples of this, where a layer is wide enough for it.
-        steps: Removes the channels in so many rounds, weighing anew before each.
-        batches: Training batches that "taylor" looks at.
+        steps: Removes in so many rounds, weighing anew before each.
+        batches: Training batches that are weighed by.
     """
 
-    ratio: float = _number(0.3, 0, 1, above=True, below=True)
-    importance: Literal["taylor", "magnitude"] = "taylor"
+    ratio: float = _number(0.3, 0, 1, below=True)
+    heads: float = _number(0.0, 0, 1, below=True)
+    blocks: int = _number(0, 0)
+    importance: Literal["taylor", "hessian", "batch_norm", "magnitude"] = "taylor"
+    ranking: Literal["uniform", "global"] = "uniform"
+    max_ratio: float = _number(0.8, 0, 1, above=True, below=True)
     round_to: int = _number(1, 1)
     steps: int = _number(1, 1)
     batches: int = _number(8, 1)

@@ -13,6 +13,7 @@ from edgewright.recipe import Prune
 
 X = torch.zeros(2, 1, 8, 8)
 MAGNITUDE = Prune(ratio=0.5, importance="magnitude")
+BATCH_NORM = Prune(ratio=0.5, importance="batch_norm")
 
 
 def _channels(model: nn.Module) -> dict[str, int]:
@@ -85,7 +86,7 @@ class _Dead(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("importance", ["taylor", "magnitude"])
+@pytest.mark.parametrize("importance", ["taylor", "hessian", "magnitude"])
 def test_channels_that_do_nothing_go_first_and_the_output_stays(importance: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -190,5 +191,52 @@ def test_models_that_cannot_be_pruned_say_why() -> None:
         CompressError, match=r"does not run once channels are gone|changed the output's shape"
     ):
         prune(_Fixed(), MAGNITUDE, X)
-    with pytest.raises(CompressError, match=r"cannot prune attention, which the model has in '0.self_attn'"):
-        prune(nn.Sequential(nn.TransformerEncoderLayer(8, 2)), MAGNITUDE, torch.zeros(2, 4, 8))
+    with pytest.raises(CompressError, match=r"'0' has no batch normalisation, by whose scale"):
+        prune(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 3)), BATCH_NORM, torch.zeros(1, 64))
+
+
+def test_a_dead_layer_is_named(untrained_student: nn.Module, scans: digits.Digits) -> None:
+    model = copy.deepcopy(untrained_student)
+    with torch.no_grad():
+        for each in model.get_submodule("stem").parameters():
+            each.zero_()
+    for importance in ("taylor", "hessian"):
+        how = Prune(importance=importance)  # type: ignore[arg-type]
+        with pytest.raises(
+            CompressError, match=r"'[a-z0-9.]+' is dead: no channel of it changes the outputs"
+        ):
+            prune(model, how, X, batches=scans.data.train)
+
+
+def test_damaged_gradients_are_named(untrained_student: nn.Module, scans: digits.Digits) -> None:
+    inputs, labels = next(iter(scans.data.train))
+    with pytest.raises(CompressError, match=r"cannot weigh the channels of '[a-z.]+': NaN or infinity"):
+        prune(untrained_student, Prune(), X, batches=[(inputs * torch.nan, labels)])
+
+
+def test_batch_norm_keeps_the_channels_with_the_largest_scale(untrained_student: nn.Module) -> None:
+    model = copy.deepcopy(untrained_student)
+    norm = model.get_submodule("stem.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(len(norm.weight)) % 7)
+    wanted = norm.weight.sort().values[-(len(norm.weight) // 2) :]
+    kept = prune(model, BATCH_NORM, X).get_submodule("stem.1").weight
+    assert isinstance(kept, Tensor)
+    assert torch.equal(kept.sort().values, wanted)
+
+
+def test_global_ranking_takes_from_where_it_matters_least(scans: digits.Digits) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()),
+            *(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)),
+        )
+    with torch.no_grad():
+        for each in model.get_submodule("4").parameters():
+            each[2:] = 0
+    how = Prune(ratio=0.5, ranking="global", max_ratio=0.75, round_to=4)
+    kept = _channels(prune(model, how, X, batches=scans.data.train))
+    assert kept["4"] == 4
+    assert kept["0"] + kept["2"] + kept["4"] == 24
