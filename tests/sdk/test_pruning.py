@@ -201,7 +201,7 @@ def test_a_dead_layer_is_named(untrained_student: nn.Module, scans: digits.Digit
         for each in model.get_submodule("stem").parameters():
             each.zero_()
     for importance in ("taylor", "hessian"):
-        how = Prune(importance=importance)  # type: ignore[arg-type]
+        how = Prune(importance=importance)
         with pytest.raises(
             CompressError, match=r"'[a-z0-9.]+' is dead: no channel of it changes the outputs"
         ):
