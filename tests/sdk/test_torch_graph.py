@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from sdk.minilm import DATA, Encoder, minilm, sentences, tokens
+from minilm import Encoder, minilm
+from sst2 import DATA, sentences, tokens
 from torch import nn
 
 from edgewright import digits
