@@ -27,6 +27,7 @@ from edgewright.progress import OnProgress, Progress
 from edgewright.qdq import Given, is_quantized, read_quantized
 from edgewright.quantization import Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
+from edgewright.rounding import rounded
 from edgewright.samples import (
     MAX_CALIBRATION_SAMPLES,
     Samples,
@@ -164,6 +165,8 @@ def export(
         given=given,
         activations=settings.activations,
     )
+    if settings.rounding != "nearest":
+        quantized = rounded(quantized, graph, samples, overflow_safe=settings.overflow_safe, report=report)
     note = _kept(given, len(chosen)) if given else ""
     if quantized.narrowed:
         note = f"read uint8, as their sums could leave 32 bits: {', '.join(quantized.narrowed)}"

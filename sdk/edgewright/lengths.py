@@ -26,6 +26,7 @@ from edgewright.lower import lower
 from edgewright.normalform import normalize
 from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
+from edgewright.rounding import like
 from edgewright.samples import Samples
 from edgewright.weights import byte_ranges
 from edgewright.wiring import check_ports, initializers, value_shapes
@@ -254,7 +255,7 @@ def _like(
         and node.input[0] in constants
         and constants[node.input[0]].dtype in (np.uint8, np.int16)
     }
-    return quantize_graph(
+    made = quantize_graph(
         graph,
         observed,
         method=settings.calibration,
@@ -264,6 +265,7 @@ def _like(
         activations=settings.activations,
         constants=grids,
     )
+    return like(made, largest)
 
 
 def _shared(

@@ -12,11 +12,15 @@ runtimes add the same pairs, so their 16-bit kernels become exact too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+
+from edgewright.wiring import attributes
 
 OverflowSafe = Literal["off", "pairs", "quads"]
 
@@ -26,6 +30,31 @@ STEPS = (1.0, 1.15, 1.33, 1.55, 1.8, 2.1, 2.5, 3.0, 3.6)
 CHUNK = 1 << 22  # weights looked at together
 
 Floats = npt.NDArray[np.float64]
+
+
+def safety(node: onnx.NodeProto, shape: tuple[int, ...], wanted: OverflowSafe) -> OverflowSafe:
+    """What a layer's weights (O, C, ...) have to hold: nothing where the engine never adds in 16 bits."""
+    if node.op_type == "ConvTranspose" or shape[1] == 1:  # which is a depthwise convolution
+        return "off"
+    by_winograd = shape[2:] == (3, 3) and set(attributes(node).get("strides", [1])) == {1}
+    return "pairs" if by_winograd and wanted == "quads" else wanted
+
+
+def added_together(shape: tuple[int, ...], safe: OverflowSafe) -> npt.NDArray[np.int64]:
+    """A number for each term of an output, (terms,): equal where products are added in 16 bits.
+
+    Args:
+        shape: Of the weight, (O, C) or (O, C, spatial...); terms are numbered as it lies in memory.
+        safe: Which products are added.
+    """
+    terms = math.prod(shape[1:])
+    if safe == "off":
+        return np.arange(terms)
+    numbers = np.arange(1.0, terms + 1).reshape(1, *shape[1:])
+    groups = _groups(_in_term_order(numbers), safe).astype(np.int64)
+    found = np.zeros(terms + 1, np.int64)  # 0 is where a group has no term
+    found[groups] = np.arange(len(groups))[:, None]
+    return found[1:]
 
 
 def safe_scale(weight: Floats, scale: npt.NDArray[np.float32], safe: OverflowSafe) -> npt.NDArray[np.float32]:

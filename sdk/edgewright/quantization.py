@@ -20,7 +20,7 @@ import onnx
 from edgewright.calibrate import LEAST_SCALE, Grid, Integers, Method, Observed
 from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
-from edgewright.overflow import OverflowSafe, safe_integers
+from edgewright.overflow import OverflowSafe, safe_integers, safety
 from edgewright.precision import Activations, Precision
 from edgewright.qdq import Given
 from edgewright.qdq_graph import QdqGraph
@@ -461,7 +461,7 @@ class _Quantizer:
         prefix = weight_name if weight_name not in self.qdq.weights else f"{weight_name}.{node.name}"
         rows = np.moveaxis(weight, axis, 0)
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
-        known, safe = self.given.scale_of(rows), self._safety(node, rows.shape)
+        known, safe = self.given.scale_of(rows), safety(node, rows.shape, self.overflow_safe)
         if known is None:
             result = self._result_grid(node)
             scale, kept = weight_scale(rows, largest_bias, grid, result, safe, self._old_scale(prefix))
@@ -490,13 +490,6 @@ class _Quantizer:
 
     def _old_scale(self, name: str) -> npt.NDArray[np.float32] | None:
         return self.base.weights.get(name) if self.base else None
-
-    def _safety(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> OverflowSafe:
-        """What a layer's weights have to hold: nothing where the engine never adds in 16 bits."""
-        if node.op_type == "ConvTranspose" or shape[1] == 1:  # which is a depthwise convolution
-            return "off"
-        by_winograd = shape[2:] == (3, 3) and set(attributes(node).get("strides", [1])) == {1}
-        return "pairs" if by_winograd and self.overflow_safe == "quads" else self.overflow_safe
 
     def _later_bias(self, node: onnx.NodeProto) -> str:
         """The bias that an Add gives to a MatMul."""

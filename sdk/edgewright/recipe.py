@@ -161,12 +161,15 @@ class Quantize:
             transformer, and uint8 where layers do; or "int16", wherever the engine has it.
         overflow_safe: Chooses weights whose products may be added in 16 bits, "pairs" or "quads" of them at a
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
+        rounding: Which integers stand for the weights: the "nearest", or by "gptq" those that keep a layer's
+            results on the calibration samples (Frantar et al. 2023).
     """
 
     calibration: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     percentile: float = _number(99.99, 50, 100, above=True)
     activations: Literal["uint8", "mixed", "int16"] = "uint8"
     overflow_safe: Literal["off", "pairs", "quads"] = "off"
+    rounding: Literal["nearest", "gptq"] = "nearest"
 
     def __post_init__(self) -> None:
         _check(self)
