@@ -247,8 +247,10 @@ def _linear(_values: Values, weights: Mapping[str, Tensor]) -> nn.Module:
 
 def _embedding(values: Values, weights: Mapping[str, Tensor]) -> nn.Module:
     padding = values["padding_idx"]
+    rows, columns = weights["weight"].shape
     return nn.Embedding(
-        *weights["weight"].shape,
+        rows,
+        columns,
         padding_idx=None if padding < 0 else padding,
         scale_grad_by_freq=values["scale_grad_by_freq"],
         device="meta",

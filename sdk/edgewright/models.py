@@ -1,4 +1,4 @@
-"""Models on disk, as commands name them: `.pt2`, `.onnx`, or a class or function in a Python file."""
+"""Models as commands name them: `.pt2`, `.onnx`, or a class or function in a Python file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import importlib.util
 import io
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgewright.errors import CompressError, ExportError
 
@@ -20,11 +24,12 @@ if TYPE_CHECKING:
 
 
 def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
-    """Makes an nn.Module from code.
+    """Makes an nn.Module from code, or from a `.pt2` program.
 
     Args:
         source: `FILE.py:NAME` or `package.module:NAME`; NAME is called without arguments and gives the
-            module. The code is run, so name only code you trust.
+            module. The code is run, so name only code you trust. Or a program, `FILE.pt2`, which comes back
+            as layers that can be trained and pruned.
         weights: A safetensors file with its state dict; the module's own initial weights if left out.
 
     Raises:
@@ -32,24 +37,79 @@ def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn
     """
     import torch
 
+    if source.endswith(".pt2"):
+        from edgewright.layers import load_program
+
+        model: Any = load_program(Path(source))
+    else:
+        model = called(source, "model")
+    if not isinstance(model, torch.nn.Module):
+        name = source.rpartition(":")[2]
+        raise CompressError(f"{source}: calling {name!r} gave a {type(model).__name__}, not an nn.Module")
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return model.eval()
+
+
+def called(source: str, what: str) -> Any:
+    """What a name in code gives when it is called without arguments.
+
+    Args:
+        source: `FILE.py:NAME` or `package.module:NAME`.
+        what: What it shall be, for the error's words.
+
+    Raises:
+        CompressError: No such file, module or name; or the call fails.
+    """
     place, _, name = source.rpartition(":")
     if not place or not name:
         raise CompressError(
-            f"{source}: not a model in code; write FILE.py:NAME or package.module:NAME, NAME being what "
-            "makes the module"
+            f"{source}: not a {what} in code; write FILE.py:NAME or package.module:NAME, NAME being what "
+            f"makes the {what}"
         )
     factory = getattr(_import(place), name, None)
     if factory is None:
         raise CompressError(f"{source}: {place} has no {name!r}")
     try:
-        model = factory()
+        return factory()
     except (Exception, SystemExit) as error:  # other people's code may raise anything
         raise CompressError(f"{source}: calling {name!r} failed ({_said(error)})") from error
-    if not isinstance(model, torch.nn.Module):
-        raise CompressError(f"{source}: calling {name!r} gave a {type(model).__name__}, not an nn.Module")
-    if weights is not None:
-        _load_weights(model, Path(weights))
-    return model.eval()
+
+
+def onnx_model(path: Path) -> nn.Module:
+    """A float `.onnx` file as a module that can be run, and not trained.
+
+    Raises:
+        ExportError: The file cannot be read.
+    """
+    from edgewright.graph import float_graph, onnx_function
+
+    graph = float_graph(path, slim=False)
+    constants = {each.name for each in graph.graph.initializer}
+    names = [each.name for each in graph.graph.input if each.name not in constants]
+    return as_module(onnx_function(graph), names, graph.graph.output[0].name)
+
+
+def as_module(
+    run: Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]],
+    inputs: Sequence[str],
+    output: str,
+) -> nn.Module:
+    """A function of arrays by name, as a module that takes its inputs in order or by name, on the CPU."""
+    import torch
+
+    class Function(torch.nn.Module):
+        def forward(self, *given: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+            values = dict(zip(inputs, given, strict=False)) | named
+            if len(given) + len(named) != len(inputs) or values.keys() != set(inputs):
+                raise TypeError(f"takes {', '.join(inputs)}; got {len(given)} by place and {sorted(named)}")
+            try:
+                found = run({name: np.ascontiguousarray(value.numpy()) for name, value in values.items()})
+            except Exception as error:  # ONNX Runtime raises kinds of its own
+                raise RuntimeError(_said(error)) from error
+            return torch.from_numpy(np.array(found[output]))
+
+    return Function()
 
 
 def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os.PathLike[str]) -> None:

@@ -27,6 +27,7 @@ class Position:
 
     Attributes:
         done: Batches learned from, over all epochs.
+        begun: Of these, those before this run.
         losses: float32 (2,): the sum of the losses since the last report, and their count.
     """
 
@@ -38,7 +39,7 @@ class Position:
         checkpoint: Checkpoint | None,
         step: str,
     ) -> None:
-        self.done = 0
+        self.done = self.begun = 0
         self.losses = torch.zeros(2)
         self._model, self._optimizer, self._generator = model, optimizer, generator
         self._checkpoint, self._name = checkpoint, position_of(step)
@@ -109,7 +110,7 @@ class Position:
                 "param_groups": self._optimizer.state_dict()["param_groups"],
             }
         )
-        self.done = saved.values["done"]
+        self.done = self.begun = saved.values["done"]
         self.losses = parts["losses"][""]
         self._starts, self._resumed = parts["began"], parts["random"]
 

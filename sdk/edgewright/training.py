@@ -114,7 +114,15 @@ def fit(
                     metrics["accuracy"] = evaluate(model, data.validation)
                 with position.kept():
                     if progress is not None:
-                        progress(Progress(step=step, done=position.done, total=total, metrics=metrics))
+                        progress(
+                            Progress(
+                                step=step,
+                                done=position.done,
+                                total=total,
+                                begun=position.begun,
+                                metrics=metrics,
+                            )
+                        )
     model.eval()
 
 

@@ -120,19 +120,20 @@ def test_layers_learn_as_the_module_does(
 ) -> None:
     model = made(kind)
     again = layered(trace(model, inputs(2)))
-    gradients = []
+    gradients: list[dict[str, Tensor | None]] = []
     for each in (model, again):
         each.train()
         with torch.random.fork_rng():
             torch.manual_seed(2)  # dropout draws the same for both
             functional.cross_entropy(each(*inputs(6)), torch.arange(6) % 3).backward()  # type: ignore[no-untyped-call]
-        gradients.append({n: p.grad for n, p in each.named_parameters()})
-        for name, value in each.named_buffers():
-            gradients[-1][name] = value
+        found: dict[str, Tensor | None] = {n: p.grad for n, p in each.named_parameters()}
+        gradients.append(found | dict(each.named_buffers()))
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
+        other = gradients[1][name]
         assert value is not None, name
-        assert torch.equal(value, gradients[1][name]), name  # type: ignore[arg-type]
+        assert other is not None, name
+        assert torch.equal(value, other), name
 
 
 def test_inputs_have_the_names_of_forward() -> None:
@@ -169,6 +170,7 @@ def test_a_program_is_compressed_saved_and_compressed_again(
     save_model(compressed, (scans.x_test[:2],), tmp_path / "small.pt2")
     recipe = Recipe(name="again", prune=Prune(ratio=0.2), finetune=Finetune(epochs=2))
     smaller = compress(tmp_path / "small.pt2", recipe, data=scans.data)
+    assert isinstance(smaller, nn.Module)
     test = [(scans.x_test, scans.y_test)]
     assert evaluate(smaller, test) > evaluate(compressed, test) - 0.04
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in compressed.parameters())

@@ -88,7 +88,7 @@ def test_weights_are_those_of_the_file(code: Path, tmp_path: Path) -> None:
         assert not torch.equal(other.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("source", ["model.pt2", "net.py", ":Net", "net.py:", ""])
+@pytest.mark.parametrize("source", ["model.onnx", "net.py", ":Net", "net.py:", ""])
 def test_what_names_no_code_is_told_the_form(source: str) -> None:
     with pytest.raises(
         CompressError, match=r"not a model in code; write FILE\.py:NAME or package\.module:NAME"
