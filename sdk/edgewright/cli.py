@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from importlib.metadata import version as installed
@@ -13,9 +12,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edgewright.console import DID_NOT_HOLD, JsonOption, console_for, emit, progress_bar, run
+from edgewright.console import (
+    DID_NOT_HOLD,
+    EXPORT_SHARES,
+    JsonOption,
+    check_writable,
+    console_for,
+    emit,
+    noting,
+    progress_bar,
+    run,
+)
 from edgewright.errors import ExportError, PublishError, VerifyError
-from edgewright.progress import OnProgress, Progress
 from edgewright_device import (
     BACKENDS,
     Artifact,
@@ -37,12 +45,32 @@ app = typer.Typer(
 Model = Annotated[
     str,
     typer.Argument(
-        help="FILE.py:NAME or package.module:NAME; calling NAME gives the nn.Module.", metavar="MODEL"
+        help="FILE.py:NAME or package.module:NAME (calling NAME gives the nn.Module), .pt2 or .onnx.",
+        metavar="MODEL",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Its weights, a safetensors state dict.")]
-DataFile = Annotated[
-    Path, typer.Option("--data", help=".npz with x and y, or x_train, y_train, x_validation, y_validation.")
+DataSource = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help=".npz with x and y, or x_train, y_train, x_validation, y_validation; or FILE.py:NAME, calling "
+        "NAME giving an edgewright.Data.",
+        metavar="DATA",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="NAME.pt2, the smaller model; or NAME.ew, an artifact of it, INT8.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="A folder for what is done so far, which stays; else NAME.checkpoint, until OUT is written.",
+        metavar="DIR",
+    ),
+]
+LockedOption = Annotated[
+    Path | None,
+    typer.Option("--locked", help="A lock of an earlier run: refuse what differs from it.", metavar="LOCK"),
 ]
 TeacherOption = Annotated[
     str | None, typer.Option("--teacher", help="The teacher, as MODEL.", metavar="MODEL")
@@ -94,34 +122,45 @@ def demo(
 def compress(
     model: Model,
     recipe: Annotated[Path, typer.Option(help="The recipe, TOML.")],
-    data: DataFile,
-    out: Annotated[Path, typer.Option(help="The compressed model, .pt2.")],
+    data: DataSource,
+    out: Out,
     weights: Weights = None,
     teacher: TeacherOption = None,
     teacher_weights: TeacherWeights = None,
+    target: TargetOption = None,
+    checkpoint: CheckpointOption = None,
+    locked: LockedOption = None,
     json_to: JsonOption = None,
 ) -> None:
-    """Distil, prune and fine-tune a model as a recipe says; the result is a .pt2 program."""
-    import edgewright as ew
+    """Distil, prune and fine-tune a model as a recipe says; with --out NAME.ew also quantize it.
 
-    console = console_for(json_to)
-    _check_program(out)
-    how = ew.Recipe.from_toml(recipe)
-    samples = ew.Data.from_npz(data)
-    given = ew.load_model(model, weights)
-    guide = ew.load_model(teacher, teacher_weights) if teacher else None
-    _check_traceable(given, samples)
-    with progress_bar(console) as progress:
-        small = ew.compress(given, how, data=samples, teacher=guide, progress=progress)
-    _save_compressed(given, small, samples, out, console, json_to)
+    Beside the result goes NAME.lock: recipe, digests of model and data, versions. What was cut off goes on
+    where it was when the same command runs again.
+    """
+    from edgewright.compress_command import Wanted, run_compress
+    from edgewright.recipe import Recipe
+
+    wanted = Wanted(
+        model=model,
+        recipe=Recipe.from_toml(recipe),
+        data=data,
+        out=out,
+        weights=weights,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        target=Target.load(target) if target else None,
+        checkpoint=checkpoint,
+        locked=locked,
+    )
+    raise typer.Exit(run_compress(wanted, json_to))
 
 
 @app.command()
 def distill(
     student: Model,
     teacher: Annotated[str, typer.Option(help="The teacher, as MODEL.", metavar="MODEL")],
-    data: DataFile,
-    out: Annotated[Path, typer.Option(help="The trained student, .pt2.")],
+    data: DataSource,
+    out: Out,
     weights: Weights = None,
     teacher_weights: TeacherWeights = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 10,
@@ -129,77 +168,33 @@ def distill(
     temperature: Annotated[float, typer.Option(help="Softens both outputs.")] = 4.0,
     alpha: Annotated[float, typer.Option(help="Weight of the teacher, 0..1.")] = 0.7,
     seed: Seed = 0,
+    target: TargetOption = None,
+    checkpoint: CheckpointOption = None,
+    locked: LockedOption = None,
     json_to: JsonOption = None,
 ) -> None:
-    """Train a student from a teacher's outputs; the result is a .pt2 program."""
-    import edgewright as ew
+    """Train a student from a teacher's outputs: `compress` with a recipe of one step, written as options."""
+    from edgewright.compress_command import Wanted, run_compress
+    from edgewright.recipe import Distill, Recipe
 
-    console = console_for(json_to)
-    _check_program(out)
     try:
-        how = ew.Distill(epochs=epochs, learning_rate=learning_rate, temperature=temperature, alpha=alpha)
-        recipe = ew.Recipe(name="distill", seed=seed, distill=how)
+        how = Distill(epochs=epochs, learning_rate=learning_rate, temperature=temperature, alpha=alpha)
+        recipe = Recipe(name="distill", seed=seed, distill=how)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    samples = ew.Data.from_npz(data)
-    given = ew.load_model(student, weights)
-    guide = ew.load_model(teacher, teacher_weights)
-    _check_traceable(given, samples)
-    with progress_bar(console) as progress:
-        small = ew.compress(given, recipe, data=samples, teacher=guide, progress=progress)
-    _save_compressed(given, small, samples, out, console, json_to)
-
-
-def _check_program(out: Path) -> None:
-    if out.suffix != ".pt2":
-        raise ExportError(f"{out}: the compressed model is a torch.export program; name it NAME.pt2")
-    _check_place(out)
-
-
-def _check_place(out: Path) -> None:
-    """Refuses, before any work, a file that could not be written after it."""
-    above = next(p for p in out.absolute().parents if p.exists())
-    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ExportError(f"{out}: a file cannot be written there; choose another place")
-
-
-def _example(samples: Any) -> tuple[Any, ...]:
-    return (next(iter(samples.validation))[0],)
-
-
-def _check_traceable(model: Any, samples: Any) -> None:
-    """Refuses, before any training, a model that could not be saved after it."""
-    import torch
-
-    from edgewright.models import trace
-
-    try:
-        with torch.no_grad():
-            model(*_example(samples))
-    except Exception:
-        return  # `compress` tells best what does not fit
-    trace(model, _example(samples))
-
-
-def _save_compressed(
-    before: Any, after: Any, samples: Any, out: Path, console: Any, json_to: str | None
-) -> None:
-    import edgewright as ew
-
-    ew.save_model(after, _example(samples), out)
-    rows = {
-        name: {
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "accuracy": ew.evaluate(module, samples.validation),
-        }
-        for name, module in (("before", before), ("after", after))
-    }
-    table = Table("", "parameters", "validation accuracy")
-    for name, row in rows.items():
-        table.add_row(name, f"{row['parameters']:,}", f"{100 * row['accuracy']:.2f} %")
-    console.print(table)
-    console.print(f"wrote {escape(str(out))}")
-    emit(json_to, {"model": str(out), **rows})
+    wanted = Wanted(
+        model=student,
+        recipe=recipe,
+        data=data,
+        out=out,
+        weights=weights,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        target=Target.load(target) if target else None,
+        checkpoint=checkpoint,
+        locked=locked,
+    )
+    raise typer.Exit(run_compress(wanted, json_to))
 
 
 @app.command()
@@ -257,7 +252,7 @@ def export(
     if optimize:
         raise typer.BadParameter("an artifact is always optimized; --optimize is for --format onnx")
     notes: list[str] = []
-    with progress_bar(console) as progress:
+    with progress_bar(console, EXPORT_SHARES) as progress:
         artifact = ew.export(
             model,
             target=Target.load(target) if target else detect(),
@@ -269,7 +264,7 @@ def export(
             fallback=fallback,
             lengths=_lengths(lengths),
             mask=mask,
-            progress=_noting(notes, progress),
+            progress=noting(notes, progress),
         )
     for note in notes:
         console.print(escape(note))
@@ -301,17 +296,6 @@ def _lengths(text: str | None) -> tuple[int, ...] | None:
         raise typer.BadParameter(
             f"{text!r}: give numbers such as 32,64,128", param_hint="--lengths"
         ) from None
-
-
-def _noting(notes: list[str], progress: OnProgress) -> OnProgress:
-    """Shows progress, and keeps what it notes."""
-
-    def show(report: Progress) -> None:
-        if report.note:
-            notes.append(report.note)
-        progress(report)
-
-    return show
 
 
 def _samples(path: Path) -> Any:
@@ -353,7 +337,7 @@ def verify(
 
     console = console_for(json_to)
     if report:
-        _check_place(report)
+        check_writable(report)
     opened = Artifact.open(artifact)
     with progress_bar(console) as progress:
         found = ew.verify(
@@ -415,7 +399,7 @@ def bench(
     opened = Artifact.open(artifact)
     if profile or trace:
         if trace:
-            _check_place(trace)
+            check_writable(trace)
         if not opened.native:
             raise ArtifactError(f"{artifact}: has no integer program (plan.bin) to profile")
         _profile(opened, rounds, threads, trace, console, json_to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +12,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
-from edgewright.errors import DemoError, SdkError
-from edgewright.progress import OnProgress, Progress
+from edgewright.errors import DemoError, ExportError, SdkError
+from edgewright.progress import OnProgress, Progress, Remaining
 from edgewright_device import DeviceError
 from edgewright_ota import OtaError
 
 DONE, DID_NOT_HOLD, BAD_USE, STOPPED = 0, 1, 2, 130
+EXPORT_SHARES = {"trace": 4.0, "calibrate": 1.0, "quantize": 1.0, "write": 0.5}
+"""What the steps of an export take, roughly; beside one pass through a small network's training data."""
 
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Also write the result as JSON; - is stdout.")
@@ -44,21 +47,49 @@ def emit(json_to: str | None, data: Mapping[str, Any]) -> None:
     path.write_text(text, "utf-8")
 
 
+def check_writable(out: Path) -> None:
+    """Refuses, before any work, a file that could not be written after it.
+
+    Raises:
+        ExportError: It is a folder, or lies in none that may be written to.
+    """
+    above = next(p for p in out.absolute().parents if p.exists())
+    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ExportError(f"{out}: a file cannot be written there; choose another place")
+
+
+def noting(notes: list[str], progress: OnProgress) -> OnProgress:
+    """Shows progress, and keeps what it notes."""
+
+    def show(report: Progress) -> None:
+        if report.note:
+            notes.append(report.note)
+        progress(report)
+
+    return show
+
+
 @contextmanager
-def progress_bar(console: Console) -> Iterator[OnProgress]:
-    """One bar for the step that runs; it goes away at the end."""
+def progress_bar(console: Console, shares: Mapping[str, float] | None = None) -> Iterator[OnProgress]:
+    """One bar for the step that runs, with the time left; it goes away at the end.
+
+    Args:
+        console: Where.
+        shares: What each step of the whole job takes, in any unit (see `Remaining`); without it, the time
+            left is that of the step.
+    """
     bar = ProgressBar(
         TextColumn("{task.description:<28}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[metrics]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=1, metrics="")
+        task = bar.add_task("", total=1, metrics="", left="")
 
         def show(progress: Progress) -> None:
             metrics = "  ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
@@ -68,9 +99,16 @@ def progress_bar(console: Console) -> Iterator[OnProgress]:
                 completed=progress.done,
                 total=progress.total,
                 metrics=metrics,
+                left="" if progress.remaining_s is None else _left(progress.remaining_s),
             )
 
-        yield show
+        yield Remaining(show, shares or {})
+
+
+def _left(remaining_s: float) -> str:
+    minutes, seconds = divmod(round(remaining_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
 def run(app: typer.Typer | Callable[..., Any]) -> None:

@@ -106,9 +106,13 @@ class Batches:
 class Data:
     """What a model learns from.
 
+    Each part is anything that can be gone through many times and gives batches `(inputs, labels)`: a list, a
+    `DataLoader`, an object with `__iter__`. With `__len__` it is not gone through only to be counted. With
+    `epoch` (see `Shuffled`) it chooses the order of each pass of training itself. What it draws by chance
+    must come from torch, or the generator it is given: then work that was cut off goes on to the same bits.
+
     Attributes:
-        train: Batches to train on. A `DataLoader` fits, and so does any iterable that can be gone through
-            many times.
+        train: Batches to train on, the same number in each pass.
         validation: Batches that are only ever measured on.
     """
 
@@ -184,7 +188,9 @@ class Data:
         """Reads data from a .npz file.
 
         The file holds `x_train`, `y_train`, `x_validation` and `y_validation`, or `x` and `y`, of which a
-        fifth is then kept for validation. Pickled objects are never loaded.
+        fifth is then kept for validation. Of a model with several inputs it holds an array for each, by the
+        names of `forward`, in the place of `x`: `tokens`, `mask` and `y`, or `tokens_train`, `mask_train`, …
+        What ends in `_test` is left alone. Pickled objects are never loaded.
 
         Args:
             path: The file.
@@ -194,25 +200,77 @@ class Data:
         Raises:
             DataError: The file cannot be read, lacks arrays, or holds arrays that do not fit.
         """
-        four = ("x_train", "y_train", "x_validation", "y_validation")
         try:
             with Path(path).open("rb") as stream, _opened(stream) as file:
-                names = set(file.files)
-                wanted = four if not {"x", "y"} <= names else ("x", "y")
-                missing = [name for name in wanted if name not in names]
-                if missing:
-                    found = ", ".join(sorted(names)) or "nothing"
-                    raise DataError(
-                        f"{path}: {', '.join(missing)} missing (found {found}); "
-                        f"save {', '.join(four)}, or x and y"
-                    )
-                arrays = [file[name] for name in wanted]
+                arrays = {name: file[name] for name in file.files if not name.endswith("_test")}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: cannot read this .npz file: {error}") from error
         try:
-            return cls.from_arrays(*arrays, batch_size=batch_size, seed=seed)
+            return cls.from_arrays(*_arranged(arrays), batch_size=batch_size, seed=seed)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+
+
+def load_data(source: Path | str, *, batch_size: int = 64, seed: int = 0) -> Data:
+    """Reads data as commands name it.
+
+    Args:
+        source: A .npz file (see `Data.from_npz`); or `FILE.py:NAME` or `package.module:NAME`, where NAME is
+            called without arguments and gives a `Data`, or a pair of its two iterables. The code is run, so
+            name only code you trust.
+        batch_size: Samples per batch, of a file.
+        seed: Fixes the split, of a file.
+
+    Raises:
+        DataError: The file cannot be read, or the code gives no data.
+        CompressError: No such file, module or name; or the call fails.
+    """
+    from edgewright.models import called
+
+    place, _, name = str(source).rpartition(":")
+    if not place or str(source).endswith(".npz"):
+        return Data.from_npz(source, batch_size=batch_size, seed=seed)
+    given = called(str(source), "data")
+    if isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Iterable) for part in given):
+        given = Data(train=given[0], validation=given[1])
+    if not isinstance(given, Data):
+        raise DataError(
+            f"{source}: calling {name!r} gave a {type(given).__name__}, not an edgewright.Data or a pair of "
+            "iterables (train, validation)"
+        )
+    if any(isinstance(part, Iterator) for part in (given.train, given.validation)):
+        raise DataError(
+            f"{source}: calling {name!r} gave an iterator, which can be gone through once; give what `iter` "
+            "takes many times: a list, a DataLoader, an object with `__iter__`"
+        )
+    return given
+
+
+def _arranged(arrays: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """The arguments of `Data.from_arrays`, from arrays by name."""
+    if "y" in arrays:
+        found = {name: array for name, array in arrays.items() if name != "y"}
+        if found and not any(name.endswith(("_train", "_validation")) for name in found):
+            return [_one_or_more(found), arrays["y"]]
+    sides = []
+    for side in ("_train", "_validation"):
+        inputs = {n.removesuffix(side): a for n, a in arrays.items() if n.endswith(side)}
+        labels = inputs.pop("y", None)
+        if labels is None or not inputs:
+            here = ", ".join(sorted(arrays)) or "nothing"
+            four = ("x_train", "y_train", "x_validation", "y_validation")
+            missing = ", ".join(name for name in four if name not in arrays)
+            raise DataError(
+                f"{missing} missing (found {here}); save {', '.join(four)}, or x and y; of several inputs "
+                "each by its name in the place of x"
+            )
+        sides += [_one_or_more(inputs), labels]
+    return sides
+
+
+def _one_or_more(inputs: Mapping[str, NDArray[Any]]) -> Any:
+    """The array `x` by itself, others by name."""
+    return inputs["x"] if inputs.keys() == {"x"} else inputs
 
 
 def _opened(stream: BinaryIO) -> NpzFile:

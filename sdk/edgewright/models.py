@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright.errors import CompressError, ExportError
+from edgewright_device import Artifact, Runner
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,12 @@ def onnx_model(path: Path) -> nn.Module:
     constants = {each.name for each in graph.graph.initializer}
     names = [each.name for each in graph.graph.input if each.name not in constants]
     return as_module(onnx_function(graph), names, graph.graph.output[0].name)
+
+
+def runner_model(artifact: Artifact) -> nn.Module:
+    """An artifact as a module that runs it here: on the native engine, if it has a program for that."""
+    runner = Runner(artifact, backend="native" if artifact.native else "onnxruntime")
+    return as_module(runner.run, [port.name for port in artifact.inputs], artifact.outputs[0].name)
 
 
 def as_module(

@@ -44,7 +44,7 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
         batches: list[tuple[npt.NDArray[Any], ...]] = []
         count = 0
         for batch in calibration:
-            parts = zip(as_tuple(batch), names, strict=False)
+            parts = zip(_inputs_of(batch, names), names, strict=False)
             batches.append(tuple(_array(part, name in whole) for part, name in parts))
             if len(batches[-1]) < len(names) or any(part.ndim == 0 for part in batches[-1]):
                 raise ExportError(f"each batch of calibration data must begin with the inputs {names}")
@@ -75,6 +75,14 @@ def calibration_samples(calibration: Any, graph: onnx.ModelProto) -> Samples:
     return {name: samples[name] for name in names}
 
 
+def _inputs_of(batch: Any, names: Iterable[str]) -> tuple[Any, ...]:
+    """The inputs that a batch begins with, in order: one, several, or a tuple or mapping of several."""
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if isinstance(first, Mapping):
+        return tuple(first[name] for name in names if name in first)
+    return tuple(first) if isinstance(first, tuple | list) else as_tuple(batch)
+
+
 def _joined(name: str, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     try:
         return np.concatenate(parts)
@@ -98,7 +106,7 @@ def example_of(model: nn.Module, calibration: Any) -> Sequence[Any]:
     if first is None:
         raise ExportError("no calibration data: give at least one sample, better some hundred")
     count = max(1, sum(parameters.values()))  # what follows the inputs in a batch are labels
-    return _examples(model, as_tuple(first)[:count])
+    return _examples(model, _inputs_of(first, parameters)[:count])
 
 
 def _examples(model: nn.Module, parts: Sequence[Any]) -> list[npt.NDArray[Any]]:
