@@ -37,6 +37,7 @@ from edgewright.samples import (
     example_of,
 )
 from edgewright.telling import telling_samples
+from edgewright.update import small_update
 from edgewright.weights import base_grids, byte_ranges, with_external_data
 from edgewright.widening import split_wide
 from edgewright.wiring import check_ports
@@ -154,7 +155,10 @@ def export(
             lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
             histograms=settings.calibration != "minmax",
         )
-    grids = base_grids(base) if base else None
+    smaller = settings.update == "small"
+    if smaller and base is None:
+        raise ExportError('update = "small" needs `base`, the artifact now on the devices')
+    grids = base_grids(base, integers=smaller) if base else None
     quantized = quantize_graph(
         graph,
         observed,
@@ -167,6 +171,17 @@ def export(
     )
     if settings.rounding != "nearest":
         quantized = rounded(quantized, graph, samples, overflow_safe=settings.overflow_safe, report=report)
+    if smaller and grids is not None:
+        update = small_update(
+            quantized,
+            graph,
+            grids.integers,
+            samples,
+            most_loss=settings.update_loss,
+            overflow_safe=settings.overflow_safe,
+            report=report,
+        )
+        quantized = update.quantized
     note = _kept(given, len(chosen)) if given else ""
     if quantized.narrowed:
         note = f"read uint8, as their sums could leave 32 bits: {', '.join(quantized.narrowed)}"

@@ -40,7 +40,8 @@ class Layer:
         name: Of its integers.
         node: Conv, Gemm or MatMul.
         source: What it reads.
-        weight: Of the float graph, (O, C) or (O, C / groups, kernel...).
+        own: Of its weights in the float graph.
+        weight: Those, (O, C) or (O, C / groups, kernel...).
         groups: Of channels, each with an H of its own.
         wide: Whether it reads int16.
         window: Of a convolution.
@@ -49,6 +50,7 @@ class Layer:
     name: str
     node: onnx.NodeProto
     source: str
+    own: str
     weight: npt.NDArray[np.float32]
     groups: int
     wide: bool
@@ -58,6 +60,11 @@ class Layer:
     def terms(self) -> int:
         """How many products an output sums."""
         return int(math.prod(self.weight.shape[1:]))
+
+    def parts(self) -> Iterator[tuple[slice, int]]:
+        """The outputs of each group."""
+        size = len(self.weight) // self.groups
+        return ((slice(g * size, (g + 1) * size), g) for g in range(self.groups))
 
     def rows(self, x: npt.NDArray[np.float32], at: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float32]:
         """What each output multiplies: (groups, rows, terms), at some positions of all if these are given."""
@@ -113,6 +120,7 @@ def layers_of(model: onnx.ModelProto, floats: onnx.ModelProto) -> list[Layer]:
                 name=name,
                 node=node,
                 source=source,
+                own=own,
                 weight=weight.T if node.op_type == "MatMul" else weight,
                 groups=int(attributes(node).get("group", 1)),
                 wide=graph.constants[given.input[2]].dtype == np.int16,

@@ -10,7 +10,7 @@ Inference", with per-channel weights as in Krishnamoorthi 2018, arXiv:1806.08342
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,12 @@ class BaseGrids:
     Attributes:
         activations: Grid of each activation.
         weights: Scales of each weight, float32, shape (outputs,).
+        integers: Of each weight whose scales shall follow it where it grew or shrank as a whole.
     """
 
     activations: Mapping[str, Grid]
     weights: Mapping[str, npt.NDArray[np.float32]]
+    integers: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +339,13 @@ class _Quantizer:
         name = self._later_bias(node) or [*node.input, ""][2]
         bias = np.abs(self.constants[name].astype(np.float64)) if name else np.zeros(len(rows))
         scale, _ = weight_scale(
-            rows, bias, grid, self._result_grid(node), "off", self._old_scale(node.input[1])
+            rows,
+            bias,
+            grid,
+            self._result_grid(node),
+            "off",
+            self._old_scale(node.input[1]),
+            self._old_integers(node.input[1]),
         )
         return safe_integers(rows, scale, "off"), np.rint(bias / (np.float32(grid.scale) * scale))
 
@@ -464,7 +472,8 @@ class _Quantizer:
         known, safe = self.given.scale_of(rows), safety(node, rows.shape, self.overflow_safe)
         if known is None:
             result = self._result_grid(node)
-            scale, kept = weight_scale(rows, largest_bias, grid, result, safe, self._old_scale(prefix))
+            old = self._old_scale(prefix), None if axis else self._old_integers(prefix)
+            scale, kept = weight_scale(rows, largest_bias, grid, result, safe, *old)
             self.kept += kept
         else:
             scale, safe = np.maximum(known, least_scale(largest_bias, grid.scale)), "off"
@@ -490,6 +499,9 @@ class _Quantizer:
 
     def _old_scale(self, name: str) -> npt.NDArray[np.float32] | None:
         return self.base.weights.get(name) if self.base else None
+
+    def _old_integers(self, name: str) -> npt.NDArray[np.int8] | None:
+        return self.base.integers.get(name) if self.base else None
 
     def _later_bias(self, node: onnx.NodeProto) -> str:
         """The bias that an Add gives to a MatMul."""

@@ -163,6 +163,10 @@ class Quantize:
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
         rounding: Which integers stand for the weights: the "nearest", or by "gptq" those that keep a layer's
             results on the calibration samples (Frantar et al. 2023).
+        update: With a base, the artifact now on the devices: "exact" keeps its grids and chooses integers as
+            if it was not there; "small" chooses them near to the base's, so that little has to be sent.
+        update_loss: By how much "small" may raise the relative entropy to the float model's outputs, in nats
+            per sample; of outputs that are no scores of classes, the squared error over the variance.
     """
 
     calibration: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
@@ -170,6 +174,8 @@ class Quantize:
     activations: Literal["uint8", "mixed", "int16"] = "uint8"
     overflow_safe: Literal["off", "pairs", "quads"] = "off"
     rounding: Literal["nearest", "gptq"] = "nearest"
+    update: Literal["exact", "small"] = "exact"
+    update_loss: float = _number(1e-3, 0)
 
     def __post_init__(self) -> None:
         _check(self)

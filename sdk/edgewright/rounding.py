@@ -143,16 +143,19 @@ def _layer_integers(
     safe = safety(layer.node, shape, overflow_safe)
     seen = damped(found)
     chosen = np.empty_like(rows)
-    size = len(rows) // layer.groups
-    for group in range(layer.groups):
-        part = slice(group * size, (group + 1) * size)
+    for part, group in layer.parts():
         steps = weight[part] / scale[part, None]
         chosen[part] = sweep(steps, seen[group], nearest(rows[part], shape, safe))
-    if layer.wide:
-        sums = np.abs(chosen).sum(axis=1)
-        over = (sums > np.abs(rows).sum(axis=1)) & (sums > ROOM_OF_WIDE)
-        chosen[over] = rows[over]
-    return chosen.astype(np.int8).reshape(shape)
+    return within_sums(layer, chosen, rows).astype(np.int8).reshape(shape)
+
+
+def within_sums(layer: Layer, chosen: Floats, before: Floats) -> Floats:
+    """Integers (O, terms) whose products with int16 fit 32 bits, as those before do; which some rows stay."""
+    if not layer.wide:
+        return chosen
+    sums = np.abs(chosen).sum(axis=1)
+    over = (sums > np.abs(before).sum(axis=1)) & (sums > ROOM_OF_WIDE)
+    return np.where(over[:, None], before, chosen)
 
 
 def nearest(before: Floats, shape: tuple[int, ...], safe: OverflowSafe) -> Choice:
@@ -164,7 +167,7 @@ def nearest(before: Floats, shape: tuple[int, ...], safe: OverflowSafe) -> Choic
         safe: Which products must add up within 16 bits. A weight may take what those added to it leave,
             whether they are decided or still as they were before, so that none ever lacks room.
     """
-    room = None if safe == "off" else _Room(before, added_together(shape, safe))
+    room = None if safe == "off" else Room(before, added_together(shape, safe))
 
     def choose(term: int, target: Floats, cost: float) -> Floats:
         del cost  # the nearest is the best at any
@@ -177,7 +180,7 @@ def nearest(before: Floats, shape: tuple[int, ...], safe: OverflowSafe) -> Choic
     return choose
 
 
-class _Room:
+class Room:
     """What is left to each weight of those whose products are added in 16 bits."""
 
     def __init__(self, before: Floats, together: npt.NDArray[np.int64]) -> None:

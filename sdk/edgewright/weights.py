@@ -27,8 +27,8 @@ def byte_ranges(weights: bytes) -> dict[str, ByteRange]:
     }
 
 
-def base_grids(base: Artifact) -> BaseGrids:
-    """The grids that an artifact's QDQ graph and weights use."""
+def base_grids(base: Artifact, *, integers: bool = False) -> BaseGrids:
+    """The grids that an artifact's QDQ graph and weights use; with its integers, if they are asked for."""
     model = onnx.load_from_string(base.read("model.onnx"))
     weights = safetensors.numpy.load(base.read("weights.safetensors"))
     inline = {
@@ -46,7 +46,8 @@ def base_grids(base: Artifact) -> BaseGrids:
         if node.op_type == "QuantizeLinear"
     }
     scales = {n.removesuffix(".scale"): w for n, w in weights.items() if n.endswith(".scale")}
-    return BaseGrids(activations=grids, weights=scales)
+    known = {n: weights[n] for n in scales if n in weights and weights[n].dtype == np.int8}
+    return BaseGrids(activations=grids, weights=scales, integers=known if integers else {})
 
 
 def with_external_data(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> bytes:
