@@ -2,7 +2,7 @@
 
 import copy
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import overload
 
@@ -217,7 +217,7 @@ def take_step(
                 checkpoint=checkpoint,
             )
         if step == "finetune" and recipe.finetune is not None and teacher is not None:
-            how = recipe.distill or Distill()
+            how = replace(recipe.distill or Distill(), progressive=None)  # it has begun already
             return distill(
                 model,
                 teacher,

@@ -19,8 +19,9 @@ from edgewright.errors import CompressError, DataError
 from edgewright.layer_losses import Compared
 from edgewright.lock import Lock
 from edgewright.progress import OnProgress
+from edgewright.progressive import Help, inherit
 from edgewright.recipe import Distill, LayerLoss, Training
-from edgewright.training import device_of, evaluating, fit, own_randomness, tensors
+from edgewright.training import count_batches, device_of, evaluating, fit, own_randomness, tensors
 
 
 def distill(
@@ -39,7 +40,8 @@ def distill(
 
     The loss is ``alpha T² KL(teacher/T ‖ student/T) + (1 - alpha) cross-entropy`` (Hinton, Vinyals & Dean
     2015), plus that of each pair of layers in `how.layers`. Projections between layers learn along with the
-    student, and are then thrown away.
+    student, and are then thrown away. With `how.progressive`, help is strong at first and ends before the
+    training does.
 
     Args:
         student: Takes a batch of inputs, gives logits (N, classes). It is not changed.
@@ -65,10 +67,13 @@ def distill(
     models = {"model": student, "teacher": teacher}
     kept = opened(checkpoint, lambda: Lock.of(settings, models, data))
     trained = copy.deepcopy(student)
+    if how.progressive is not None and how.progressive.inherit:
+        inherit(trained, teacher)
     with own_randomness():
         torch.manual_seed(seed)  # for the projections
         example = _first(data, device_of(trained)) if how.layers else ()
-        loss = DistillLoss(trained, teacher, how, training.label_smoothing, example)
+        total = training.epochs * count_batches(data.train)
+        loss = DistillLoss(trained, teacher, how, training.label_smoothing, example, total)
     with loss:
         fit(
             trained,
@@ -100,13 +105,20 @@ class DistillLoss(nn.Module):
         how: What to compare.
         label_smoothing: Of the labels' part of the loss.
         example: Inputs of a batch, which show what the layers give; used if layers are compared.
+        total: Steps of the whole training; used if help falls.
 
     Raises:
         CompressError: A layer is not there, or layers cannot be compared as asked.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, how: Distill, label_smoothing: float, example: Inputs
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        how: Distill,
+        label_smoothing: float,
+        example: Inputs,
+        total: int,
     ) -> None:
         super().__init__()
         self.how = how
@@ -114,6 +126,7 @@ class DistillLoss(nn.Module):
         self._models = student, teacher  # in a tuple: neither is a part of the loss
         self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
         self._open = ExitStack()
+        self.help = None if how.progressive is None else Help(how.progressive, total)
         self.layers = nn.ModuleList()
         if how.layers:
             with self, evaluating(student), torch.no_grad():
@@ -141,21 +154,22 @@ class DistillLoss(nn.Module):
     def forward(self, inputs: Inputs, labels: Tensor, logits: Tensor) -> Tensor:
         """Returns the loss of a batch that the student has just been run on."""
         how = self.how
-        teacher = self._models[1]
+        help_share = 1.0 if self.help is None else self.help()
+        by_labels = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if help_share == 0:
+            return by_labels
         with torch.no_grad():
-            target = call(teacher, inputs)
+            target = call(self._models[1], inputs)
         if target.shape != logits.shape:
             raise CompressError(
                 f"the teacher's output has shape {tuple(target.shape)} and the student's "
                 f"{tuple(logits.shape)}; both must have the same classes"
             )
-        total = how.alpha * soft_loss(logits, target, how.temperature)
-        total = total + (1 - how.alpha) * functional.cross_entropy(
-            logits, labels, label_smoothing=self.label_smoothing
-        )
+        temperature = how.temperature if self.help is None else 1 + (how.temperature - 1) * help_share
+        total = how.alpha * soft_loss(logits, target, temperature) + (1 - how.alpha) * by_labels
         mask = self._mask(inputs)
         for layers, compared in zip(how.layers, self.layers, strict=True):
-            total = total + compared(*self._outputs(layers), mask)
+            total = total + help_share * compared(*self._outputs(layers), mask)
         return total
 
     def _outputs(self, layers: LayerLoss) -> tuple[Tensor, Tensor]:

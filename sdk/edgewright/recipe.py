@@ -83,6 +83,25 @@ class LayerLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Progressive:
+    """Distillation that starts with much help and ends with none, in `[distill.progressive]`.
+
+    Attributes:
+        inherit: Start from the teacher's own weights: each tensor of the student is cut out of the teacher's
+            of the same name (Weight selection, Xu et al. 2024).
+        until: The part of all steps, 0..1, over which help falls: the weights of `layers` to 0, the
+            temperature to 1 (as in Jafari et al. 2021). Then the labels alone teach, and the teacher is not
+            run.
+    """
+
+    inherit: bool = True
+    until: float = _number(0.5, 0, 1, above=True)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distill(Training):
     """How to teach a student from a teacher's outputs (Hinton, Vinyals & Dean 2015).
 
@@ -92,12 +111,14 @@ class Distill(Training):
         layers: Layers that are compared too.
         mask: The argument of `forward`, (N, length), that is 0 where a sequence is padding: what layers say
             there is not compared. Empty if there is none.
+        progressive: Start with more help, and end with none; or None.
     """
 
     temperature: float = _number(4.0, 0, above=True)
     alpha: float = _number(0.7, 0, 1)
     layers: tuple[LayerLoss, ...] = ()
     mask: str = ""
+    progressive: Progressive | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -233,11 +254,18 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Writes the recipe as TOML text that `from_toml` reads back to an equal recipe."""
-        table = {key: value for key, value in asdict(self).items() if value is not None}
-        return tomli_w.dumps(table)
+        return tomli_w.dumps(_without_none(asdict(self)))
 
 
-T = TypeVar("T", bound="Recipe | Training | LayerLoss | Prune | Quantize")
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
+
+
+T = TypeVar("T", bound="Recipe | Training | LayerLoss | Progressive | Prune | Quantize")
 
 
 def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) -> T:
@@ -249,15 +277,16 @@ def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) 
         if key not in types:
             noun = "section" if isinstance(value, Mapping) else "key"
             raise RecipeError(f"{place}: unknown {noun} {key!r}; {_nearest(key, types)}")
-        part = _PARTS.get(key) if kind is Recipe else None
+        name = f"{section}.{key}" if section else key
+        part = _PARTS.get(name)
         if kind is Distill and key == "layers":
             values[key] = _read_layers(value, where)
         elif part is None:
             values[key] = value
         elif isinstance(value, Mapping):
-            values[key] = _read(part, value, where, section=key)
+            values[key] = _read(part, value, where, section=name)
         else:
-            raise RecipeError(f"{place}: {key!r} is a section: write [{key}] and its keys below it")
+            raise RecipeError(f"{place}: {key!r} is a section: write [{name}] and its keys below it")
     if kind is Recipe and "name" not in values:
         raise RecipeError(f"{place}: key 'name' is missing; add name = \"...\" at the top")
     for end in ("student", "teacher"):
@@ -275,8 +304,9 @@ def _read_layers(value: Any, where: str) -> tuple[LayerLoss, ...]:
     return tuple(_read(LayerLoss, each, where, section="[distill.layers]") for each in value)
 
 
-_PARTS: Mapping[str, type[Training | Prune | Quantize]] = {
+_PARTS: Mapping[str, type[Training | Progressive | Prune | Quantize]] = {
     "distill": Distill,
+    "distill.progressive": Progressive,
     "prune": Prune,
     "finetune": Finetune,
     "quantize": Quantize,
@@ -289,7 +319,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
 
 
-def _check(part: Recipe | Training | LayerLoss | Prune | Quantize) -> None:
+def _check(part: Recipe | Training | LayerLoss | Progressive | Prune | Quantize) -> None:
     """Checks each field's type and range, and makes whole numbers floats where a float is meant.
 
     Raises:
@@ -327,5 +357,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
         raise ValueError(f"{name}: {value!r} is not a sequence of {kind.__name__}")
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
-    label = {int: "a whole number", float: "a number", str: "a text"}.get(wanted, str(wanted))
+    label = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+        wanted, str(wanted)
+    )
     raise ValueError(f"{name}: {value!r} is not {label}")

@@ -80,7 +80,7 @@ def fit(
     """
     if objective is None:
         objective = _label_objective(how.label_smoothing)
-    batches_per_epoch = _count(data.train)
+    batches_per_epoch = count_batches(data.train)
     total = how.epochs * batches_per_epoch
     report_every = math.ceil(batches_per_epoch / REPORTS_PER_EPOCH)
     device = device_of(model)
@@ -227,8 +227,12 @@ def _label_objective(smoothing: float) -> Objective:
     return loss
 
 
-def _count(batches: Iterable[Batch]) -> int:
-    """Counts the batches of one pass, by going through them where there is no other way."""
+def count_batches(batches: Iterable[Batch]) -> int:
+    """Counts the batches of one pass, by going through them where there is no other way.
+
+    Raises:
+        DataError: There are none.
+    """
     count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
     if count == 0:
         raise DataError("the training data is empty")

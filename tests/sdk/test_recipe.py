@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from edgewright.errors import RecipeError
-from edgewright.recipe import Distill, Finetune, LayerLoss, Prune, Quantize, Recipe
+from edgewright.recipe import Distill, Finetune, LayerLoss, Progressive, Prune, Quantize, Recipe
 
 LAYERS = (
     LayerLoss(student="a.0", teacher="b"),
@@ -14,7 +14,9 @@ LAYERS = (
 FULL = Recipe(
     name="every part, with “quotes” and \\ in its name",
     seed=7,
-    distill=Distill(epochs=3, temperature=2.5, mask="mask", layers=LAYERS),
+    distill=Distill(
+        epochs=3, temperature=2.5, mask="mask", layers=LAYERS, progressive=Progressive(until=0.3)
+    ),
     prune=Prune(ratio=0.5, importance="magnitude", round_to=8, steps=2),
     finetune=Finetune(label_smoothing=0.1),
     quantize=Quantize(calibration="percentile", percentile=99.9),
@@ -83,6 +85,18 @@ def test_recipe_is_frozen() -> None:
         (
             'name = "x"\n[[distill.layers]]\nstudent = "a"\nteacher = "b"\nloss = "fsp"',
             r"\[\[distill.layers\]\]: loss: 'fsp' is not one of 'hint', 'attention'",
+        ),
+        (
+            'name = "x"\n[distill.progressive]\ninherit = 1',
+            r"\[distill.progressive\]: inherit: 1 is not true",
+        ),
+        (
+            'name = "x"\n[distill.progressive]\nuntl = 1',
+            r"\[distill.progressive\]: unknown key 'untl'; did you",
+        ),
+        (
+            'name = "x"\n[distill]\nprogressive = true',
+            r"'progressive' is a section: write \[distill.progressive",
         ),
         ('name = "x"\n[finetune]\nalpha = 1', r"\[finetune\]: unknown key 'alpha'"),
         ('name = "x"\nprune = 0.3', r"'prune' is a section: write \[prune\]"),
