@@ -78,10 +78,11 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
 
     console = console_for(json_to)
     _check_out(wanted)
+    seed = wanted.recipe.seed
     data = load_data(wanted.data)
     onnx = wanted.model.endswith(".onnx")
-    given = Path(wanted.model) if onnx else ew.load_model(wanted.model, wanted.weights)
-    teacher = ew.load_model(wanted.teacher, wanted.teacher_weights) if wanted.teacher else None
+    given = Path(wanted.model) if onnx else ew.load_model(wanted.model, wanted.weights, seed=seed)
+    teacher = ew.load_model(wanted.teacher, wanted.teacher_weights, seed=seed) if wanted.teacher else None
     if not isinstance(given, Path):
         _check_traceable(given, data)
     before = None

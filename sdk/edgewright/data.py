@@ -219,7 +219,7 @@ def load_data(source: Path | str, *, batch_size: int = 64, seed: int = 0) -> Dat
             called without arguments and gives a `Data`, or a pair of its two iterables. The code is run, so
             name only code you trust.
         batch_size: Samples per batch, of a file.
-        seed: Fixes the split, of a file.
+        seed: Fixes the split of a file, and what code draws from torch while it is called.
 
     Raises:
         DataError: The file cannot be read, or the code gives no data.
@@ -230,7 +230,7 @@ def load_data(source: Path | str, *, batch_size: int = 64, seed: int = 0) -> Dat
     place, _, name = str(source).rpartition(":")
     if not place or str(source).endswith(".npz"):
         return Data.from_npz(source, batch_size=batch_size, seed=seed)
-    given = called(str(source), "data")
+    given = called(str(source), "data", seed)
     if isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Iterable) for part in given):
         given = Data(train=given[0], validation=given[1])
     if not isinstance(given, Data):

@@ -82,7 +82,7 @@ class Lock:
                     found = _batches_digest(first, found)
             digests[part] = found
         return cls(
-            recipe=dict(recipe),
+            recipe=json.loads(json.dumps(recipe)),  # as a file gives it back
             models={
                 role: file_digest(m) if isinstance(m, Path) else module_digest(m)
                 for role, m in models.items()
@@ -189,7 +189,7 @@ def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             found |= _flat(value, f"{above}{key}.")
         else:
-            found[above + key] = list(value) if isinstance(value, tuple) else value
+            found[above + key] = value
     return found
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
+def load_model(source: str, weights: str | os.PathLike[str] | None = None, *, seed: int = 0) -> nn.Module:
     """Makes an nn.Module from code, or from a `.pt2` program.
 
     Args:
@@ -32,6 +32,7 @@ def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn
             module. The code is run, so name only code you trust. Or a program, `FILE.pt2`, which comes back
             as layers that can be trained and pruned.
         weights: A safetensors file with its state dict; the module's own initial weights if left out.
+        seed: Of torch's random numbers while NAME is called, so that initial weights are the same each time.
 
     Raises:
         CompressError: No such file, module or name; or the weights do not fit.
@@ -43,7 +44,7 @@ def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn
 
         model: Any = load_program(Path(source))
     else:
-        model = called(source, "model")
+        model = called(source, "model", seed)
     if not isinstance(model, torch.nn.Module):
         name = source.rpartition(":")[2]
         raise CompressError(f"{source}: calling {name!r} gave a {type(model).__name__}, not an nn.Module")
@@ -52,12 +53,13 @@ def load_model(source: str, weights: str | os.PathLike[str] | None = None) -> nn
     return model.eval()
 
 
-def called(source: str, what: str) -> Any:
+def called(source: str, what: str, seed: int) -> Any:
     """What a name in code gives when it is called without arguments.
 
     Args:
         source: `FILE.py:NAME` or `package.module:NAME`.
         what: What it shall be, for the error's words.
+        seed: Of torch's random numbers during the call; their state comes back afterwards.
 
     Raises:
         CompressError: No such file, module or name; or the call fails.
@@ -71,8 +73,12 @@ def called(source: str, what: str) -> Any:
     factory = getattr(_import(place), name, None)
     if factory is None:
         raise CompressError(f"{source}: {place} has no {name!r}")
+    import torch
+
     try:
-        return factory()
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            return factory()
     except (Exception, SystemExit) as error:  # other people's code may raise anything
         raise CompressError(f"{source}: calling {name!r} failed ({_said(error)})") from error
 

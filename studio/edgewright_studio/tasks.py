@@ -5,7 +5,9 @@ Qt-free. Heavy imports happen inside the functions, for the window imports none 
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,16 +73,38 @@ def compress_digits(work: Work, *, recipe: str, target: str, out: str) -> dict[s
     steps = ["train", *_recipe_steps(wanted), *_FINAL_STEPS]
     work.plan({s: STEP_SECONDS[s] for s in steps})
     tell = _teller(work)
+    kept = _checkpoint(destination, "digits", recipe)
     if wanted.distill is not None:
         how = ew.digits.TEACHING
-        teacher = ew.train(ew.digits.Teacher(), digits.data, how, seed=wanted.seed, progress=tell)
+        teacher = ew.train(
+            ew.digits.Teacher(),
+            digits.data,
+            how,
+            seed=wanted.seed,
+            progress=tell,
+            checkpoint=kept / "train",
+        )
         original, name, student = teacher, "Teacher, float", ew.digits.Student()
     else:
         # Without a teacher, the student learns from the labels before it is compressed.
         how = ew.digits.TEACHING
-        student = ew.train(ew.digits.Student(), digits.data, how, seed=wanted.seed, progress=tell)
+        student = ew.train(
+            ew.digits.Student(),
+            digits.data,
+            how,
+            seed=wanted.seed,
+            progress=tell,
+            checkpoint=kept / "train",
+        )
         original, name = student, "Float"
-    small = ew.compress(student, wanted, data=digits.data, teacher=teacher, progress=tell)
+    small = ew.compress(
+        student,
+        wanted,
+        data=digits.data,
+        teacher=teacher,
+        progress=tell,
+        checkpoint=kept / "compress",
+    )
     variants = [(name, original), ("Compressed, float", small)]
     result = _deliver(
         work,
@@ -107,10 +131,11 @@ def compress(
     destination = _checked_destination(out)
     work.plan({s: STEP_SECONDS[s] for s in (*_recipe_steps(wanted), *_FINAL_STEPS)})
     _leave_room()
-    original = ew.load_model(f"{model}:{entry_point}")
-    tutor = ew.load_model(f"{model}:{teacher}") if teacher else None
+    original = ew.load_model(f"{model}:{entry_point}", seed=wanted.seed)
+    tutor = ew.load_model(f"{model}:{teacher}", seed=wanted.seed) if teacher else None
     loaded = ew.Data.from_npz(data, seed=wanted.seed)
-    small = ew.compress(original, wanted, data=loaded, teacher=tutor, progress=_teller(work))
+    kept = _checkpoint(destination, Path(model), entry_point, teacher, Path(data), recipe)
+    small = ew.compress(original, wanted, data=loaded, teacher=tutor, progress=_teller(work), checkpoint=kept)
     samples, labels = _held_out(loaded)
     result = _deliver(
         work,
@@ -191,6 +216,16 @@ def _checked_destination(out: str) -> Path:
     return destination
 
 
+def _checkpoint(destination: Path, *made_from: str | Path) -> Path:
+    """Where a job keeps what it has trained, beside its result: a job cut off or failed goes on from there.
+
+    Each work has its own, by the texts and files that it is made from.
+    """
+    parts = [each.read_bytes() if isinstance(each, Path) else each.encode() for each in made_from]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return destination.with_name(f"{destination.stem}.{digest[:12]}.checkpoint")
+
+
 def _held_out(data: ew.Data) -> tuple[Samples, Labels]:
     import numpy as np
 
@@ -228,6 +263,8 @@ def _deliver(
     (artifact.path / "report.json").write_text(report.to_json(), "utf-8")
     variants = _measure(work, floats, artifact, samples, labels)
     _move_into_place(artifact.path, destination, work.scratch)
+    for kept in destination.parent.glob(f"{destination.stem}.{'[0-9a-f]' * 12}.checkpoint"):
+        shutil.rmtree(kept, ignore_errors=True)
     return Result(
         title=title,
         variants=tuple(variants),

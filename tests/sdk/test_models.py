@@ -74,12 +74,30 @@ def test_a_class_in_a_file_gives_its_module_in_eval_mode(code: Path) -> None:
     assert not model.training
 
 
+def test_initial_weights_are_those_of_the_seed_and_the_global_state_stays(code: Path) -> None:
+    before = torch.get_rng_state()
+    torch.randn(3)
+    moved = torch.get_rng_state()
+    first, again, other = (
+        load_model(f"{code}:Net", seed=seed).get_parameter("0.weight") for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), moved)
+    torch.set_rng_state(before)
+
+
+def test_a_program_gives_its_layers(tmp_path: Path) -> None:
+    save_model(nn.Linear(3, 2), (normal(2, 3),), tmp_path / "m.pt2")
+    assert isinstance(load_model(str(tmp_path / "m.pt2")).get_submodule("layer"), nn.Linear)
+
+
 def test_a_class_in_a_package_gives_its_module() -> None:
     assert type(load_model("edgewright.digits:Student")).__name__ == "Student"
 
 
 def test_weights_are_those_of_the_file(code: Path, tmp_path: Path) -> None:
-    source, other = load_model(f"{code}:Net"), load_model(f"{code}:Net")
+    source, other = load_model(f"{code}:Net", seed=1), load_model(f"{code}:Net")
     weights = tmp_path / "net.safetensors"
     safetensors.torch.save_model(source, str(weights))
     loaded = load_model(f"{code}:Net", weights)
