@@ -1,20 +1,29 @@
 """What a step made of a model, as tensors and JSON: no pickle, so a file of it is safe to read.
 
-A step may change parameters and buffers in value and shape, remove layers, put `nn.Identity` in their place,
-and set plain attributes (as pruning sets `out_channels`). What it does beyond that cannot be told, and
-`described` notices, for it rebuilds the model and compares.
+A step may change parameters and buffers in value and shape, remove layers, put one of `KINDS` in the place of
+another, and set plain attributes (as pruning sets `out_channels`). What it does beyond that cannot be told,
+and `described` notices, for it rebuilds the model and compares.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgewright.attention import Attention
+from edgewright.depth import Skip
+
 PLAIN = (bool, int, float, str, type(None))
+KINDS: Mapping[str, Callable[[Any], nn.Module]] = {
+    "Identity": lambda _: nn.Identity(),
+    "Skip": lambda _: Skip(),
+    "Attention": Attention,
+}
+"""What steps put in the place of a layer, by the name of its class: how it is made of that layer."""
 
 
 def described(model: nn.Module, original: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -23,37 +32,38 @@ def described(model: nn.Module, original: nn.Module) -> tuple[dict[str, Tensor],
     Returns:
         Its parameters and buffers by name, and a table for JSON; None where that does not tell all.
     """
-    tensors = {n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)}
-    tensors |= {n: b.detach().clone() for n, b in model.named_buffers(remove_duplicate=False)}
-    before = dict(original.named_modules(remove_duplicate=False))
-    attributes, kinds = {}, {}
+    kinds = {}
+    given = dict(original.named_modules(remove_duplicate=False))
     for name, module in model.named_modules(remove_duplicate=False):
-        if name not in before:
-            return None
-        if type(module) is not type(before[name]):
-            if type(module) is not nn.Identity:
-                return None
-            kinds[name] = "Identity"
-        now, then = plain_attributes(module), plain_attributes(before[name])
-        attributes[name] = {k: v for k, v in now.items() if k not in then or then[k] != v}
-    table = {
-        "modules": attributes,
-        "kinds": kinds,
-        "frozen": [n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
-    }
-    again = rebuilt(original, tensors, table)
+        if name in given and type(module) is not type(given[name]):
+            kinds[name] = type(module).__name__
+    try:
+        before = dict(_with_kinds(original, kinds).named_modules(remove_duplicate=False))
+        attributes = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            now, then = plain_attributes(module), plain_attributes(before[name])
+            attributes[name] = {k: v for k, v in now.items() if k not in then or then[k] != v}
+        tensors = {n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)}
+        tensors |= {n: b.detach().clone() for n, b in model.named_buffers(remove_duplicate=False)}
+        frozen = [n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad]
+        table = {"modules": attributes, "kinds": kinds, "frozen": frozen}
+        again = rebuilt(original, tensors, table)
+    except (KeyError, AttributeError, TypeError):
+        return None
     return (tensors, table) if _alike(model, again) else None
 
 
 def rebuilt(original: nn.Module, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> nn.Module:
-    """Makes the model that `described` told, in eval mode; the original stays as it is."""
-    model = copy.deepcopy(original)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Makes the model that `described` told, in eval mode; the original stays as it is.
+
+    Raises:
+        KeyError, AttributeError, TypeError: It was told of another original.
+    """
+    model = _with_kinds(original, table["kinds"])
+    device = next((p.device for p in original.parameters()), torch.device("cpu"))
     for name, _ in list(model.named_modules(remove_duplicate=False)):
         holder, _, own = name.rpartition(".")
-        if name in table["kinds"]:
-            setattr(model.get_submodule(holder), own, nn.Identity())
-        elif name and name not in table["modules"] and holder in table["modules"]:
+        if name and name not in table["modules"] and holder in table["modules"]:
             delattr(model.get_submodule(holder), own)
     made: dict[int, nn.Parameter] = {}  # tensors that two layers share stay shared
     for name, module in model.named_modules(remove_duplicate=False):
@@ -77,6 +87,15 @@ def rebuilt(original: nn.Module, tensors: Mapping[str, Tensor], table: Mapping[s
             full = prefix + own
             setattr(module, own, tensors[full].to(device) if full in tensors else None)
     return model.eval()
+
+
+def _with_kinds(original: nn.Module, kinds: Mapping[str, str]) -> nn.Module:
+    """A copy in which some layers are of another kind, made of what was there."""
+    model = copy.deepcopy(original)
+    for name, kind in kinds.items():
+        holder, _, own = name.rpartition(".")
+        setattr(model.get_submodule(holder), own, KINDS[kind](model.get_submodule(name)))
+    return model
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -277,6 +277,34 @@ def test_writing_takes_a_small_part_of_the_time(tmp_path: Path) -> None:
     assert kept.due()
 
 
+class Transformer(nn.Module):
+    """Takes float32 (N, 5, 8), gives logits (N, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.TransformerEncoderLayer(8, 4, 16, dropout=0.1, batch_first=True) for _ in range(3)]
+        self.encoder = nn.Sequential(*layers)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x).mean(1))
+        return out
+
+
+def test_heads_and_blocks_that_were_pruned_are_not_pruned_again(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(48) % 3
+    data = Data.from_arrays(random.normal(size=(48, 5, 8)).astype(np.float32), labels, batch_size=8)
+    recipe = Recipe(name="heads", prune=Prune(ratio=0.25, heads=0.5, blocks=1), finetune=Finetune(epochs=1))
+    expected = compress(made(Transformer), recipe, data=data)
+    rest: list[Progress] = []
+    with pytest.raises(CutOffError):
+        compress(made(Transformer), recipe, data=data, progress=cut_at(3), checkpoint=tmp_path / "kept")
+    again = compress(made(Transformer), recipe, data=data, progress=rest.append, checkpoint=tmp_path / "kept")
+    assert same(again, expected)
+    assert [each.note for each in rest if each.step == "prune"] == ["prune: was done before"]
+
+
 # What a step may have made of a model
 
 
