@@ -164,6 +164,34 @@ def test_a_digits_program_prunes_as_its_module_does() -> None:
     torch.testing.assert_close(small(x), expected(x))
 
 
+class Transformer(nn.Module):
+    """Takes float32 (N, 5, 8), gives logits (N, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.TransformerEncoderLayer(8, 4, 16, dropout=0.1, batch_first=True) for _ in range(2)]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layers(x).mean(1))
+        return out
+
+
+def test_a_transformers_program_prunes_its_wide_layers_and_refuses_what_became_a_number() -> None:
+    model, inputs = made(Transformer), _images(5, 8)
+    again = layered(trace(model, inputs(2)))
+    with torch.no_grad():
+        torch.testing.assert_close(again(*inputs(4)), model(*inputs(4)))
+    how = Prune(ratio=0.5, importance="magnitude")
+    small, expected = prune(again, how, inputs(1)), prune(model, how, inputs(1))
+    for name in ("layers.0.linear1", "layers.1.linear2"):
+        assert torch.equal(small.get_parameter(f"{name}.weight"), expected.get_parameter(f"{name}.weight"))
+    with torch.no_grad():
+        torch.testing.assert_close(small(*inputs(4)), expected(*inputs(4)))
+    with pytest.raises(CompressError, match="the heads of the attention at .* are not recognised"):
+        prune(again, Prune(ratio=0.25, heads=0.5, importance="magnitude"), inputs(1))
+
+
 def test_a_program_is_compressed_saved_and_compressed_again(
     scans: digits.Digits, compressed: nn.Module, tmp_path: Path
 ) -> None:
