@@ -93,8 +93,13 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
     kept = wanted.checkpoint or wanted.out.with_suffix(".checkpoint")
     notes: list[str] = []
     shares = shares_of(wanted.recipe, teacher) | (EXPORT_SHARES if wanted.out.suffix == ".ew" else {})
-    with progress_bar(console, shares) as bar:
-        small, artifact = _made(wanted, given, teacher, data, kept, noting(notes, bar))
+    try:
+        with progress_bar(console, shares) as bar:
+            small, artifact = _made(wanted, given, teacher, data, kept, noting(notes, bar))
+    except BaseException:  # Ctrl-C too
+        if kept.is_dir():
+            console.print(f"the same command goes on from {escape(str(kept))}")
+        raise
     for note in notes:
         console.print(escape(note))
     lock = lock_of(given, wanted.recipe, data, teacher) if onnx else Lock.from_json(kept / "lock.json")

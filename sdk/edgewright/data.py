@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self, runtime_checkable
+from typing import Any, BinaryIO, Protocol, Self, TypeGuard
 
 import numpy as np
 import torch
@@ -47,7 +47,6 @@ def parts(inputs: Inputs) -> list[Tensor]:
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
-@runtime_checkable
 class Shuffled(Protocol):
     """Batches that shuffle and change themselves for each pass of training, as `Batches` do."""
 
@@ -56,6 +55,11 @@ class Shuffled(Protocol):
 
     def epoch(self, generator: torch.Generator) -> Iterable[Batch]:
         """One pass of training. All that is random comes from the generator, so that it can be repeated."""
+
+
+def is_shuffled(batches: object) -> TypeGuard[Shuffled]:
+    """Whether batches have an `epoch` of their own: a method, not the number that some loaders keep."""
+    return callable(getattr(batches, "epoch", None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

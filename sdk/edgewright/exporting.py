@@ -155,6 +155,9 @@ def export(
             lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
             histograms=settings.calibration != "minmax",
         )
+        if dead := [n for n in chosen if observed[n].minimum == observed[n].maximum == 0]:
+            note = f"dead, as these values are zero for all calibration samples: {', '.join(dead)}"
+            report(Progress(step="calibrate", done=1, total=1, note=note))
     smaller = settings.update == "small"
     if smaller and base is None:
         raise ExportError('update = "small" needs `base`, the artifact now on the devices')

@@ -64,7 +64,7 @@ class Lock:
         """
         import torch
 
-        from edgewright.data import Shuffled
+        from edgewright.data import is_shuffled
         from edgewright.training import own_randomness
 
         if isinstance(getattr(data.train, "generator", None), torch.Generator):
@@ -77,7 +77,7 @@ class Lock:
             with own_randomness():
                 torch.manual_seed(0)
                 found = _batches_digest(batches)
-                if part == "train" and isinstance(batches, Shuffled):  # and how it changes them by chance
+                if part == "train" and is_shuffled(batches):  # and how it changes them by chance
                     first = itertools.islice(batches.epoch(torch.Generator().manual_seed(0)), 1)
                     found = _batches_digest(first, found)
             digests[part] = found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewright.checkpoint import Checkpoint, position_of
-from edgewright.data import Batch, Shuffled
+from edgewright.data import Batch, is_shuffled
 from edgewright.errors import CompressError
 
 
@@ -70,7 +70,7 @@ class Position:
             _set_random(self._starts, self._generator)
         else:
             self._starts = _random(self._generator)
-        source = batches.epoch(self._generator) if isinstance(batches, Shuffled) else batches
+        source = batches.epoch(self._generator) if is_shuffled(batches) else batches
         passing = iter(source)
         if self._resumed:
             for _ in itertools.islice(passing, before):

@@ -169,7 +169,9 @@ def test_training_outlives_an_export_that_fails(
 
     with monkeypatch.context() as patched:
         patched.setattr("edgewright.export", full)
-        assert "No space left" in call(_line(folder, "a.ew")).err
+        failed = call(_line(folder, "a.ew"))
+        assert f"the same command goes on from {folder}/a.checkpoint" in failed.err
+        assert "No space left" in failed.err
     steps: list[Progress] = []
     monkeypatch.setattr("edgewright.compress_command.noting", lambda *_: steps.append)
     assert call(_line(folder, "a.ew")).code == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgewright.data import Batches, Data
+from edgewright.data import Batches, Data, is_shuffled
 from edgewright.errors import DataError
 
 X = np.arange(40, dtype=np.float32).reshape(20, 2)
@@ -164,3 +164,36 @@ def test_wrong_arguments_are_value_errors() -> None:
         Data.from_arrays(X, Y, batch_size=0)
     with pytest.raises(ValueError, match="validation_part"):
         Data.from_arrays(X, Y, validation_part=1.0)
+
+
+def test_npz_of_several_inputs_has_each_by_its_name(tmp_path: Path) -> None:
+    tokens, mask = np.arange(40).reshape(20, 2), np.ones((20, 2), np.float32)
+    np.savez(tmp_path / "split.npz", tokens=tokens, mask=mask, y=Y, tokens_test=tokens)
+    split = Data.from_npz(tmp_path / "split.npz")
+    inputs, _ = next(iter(split.train))
+    assert {name: value.dtype for name, value in inputs.items()} == {
+        "tokens": torch.int64,
+        "mask": torch.float32,
+    }
+    np.savez(
+        tmp_path / "whole.npz",
+        tokens_train=tokens,
+        mask_train=mask,
+        y_train=Y,
+        tokens_validation=tokens[:4],
+        mask_validation=mask[:4],
+        y_validation=Y[:4],
+    )
+    inputs, labels = next(iter(Data.from_npz(tmp_path / "whole.npz").validation))
+    assert (inputs["tokens"].tolist(), labels.tolist()) == (tokens[:4].tolist(), Y[:4].tolist())
+    np.savez(tmp_path / "lacking.npz", tokens_train=tokens, y_train=Y, mask_validation=mask, y_validation=Y)
+    with pytest.raises(DataError, match="x_validation holds samples of shape mask"):
+        Data.from_npz(tmp_path / "lacking.npz")
+
+
+def test_a_number_called_epoch_makes_no_shuffled_batches() -> None:
+    class Loader(list[Any]):
+        epoch = 3
+
+    assert not is_shuffled(Loader())
+    assert is_shuffled(_batches(4, 2))

@@ -50,6 +50,20 @@ def test_an_artifact_runs_everywhere_and_is_near_the_float_model(exported: Artif
     assert (exported.name, exported.targets) == ("mlp", (TARGET,))
 
 
+def test_a_layer_that_gives_only_zeros_is_named(tmp_path: Path) -> None:
+    dead = mlp()
+    (bias,) = (each for each in dead.graph.initializer if each.name == "b1")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(16, -1000, np.float32), "b1"))
+    for given, notes in (
+        (mlp(), []),
+        (dead, ["dead, as these values are zero for all calibration samples: r"]),
+    ):
+        said: list[Progress] = []
+        path = saved(given, tmp_path / "m.onnx")
+        export(path, target=TARGET, calibration=X, out=tmp_path / "m.ew", progress=said.append)
+        assert [each.note for each in said if each.note] == notes
+
+
 def test_ports_say_what_calibration_saw(exported: Artifact) -> None:
     (x,), (y,) = exported.inputs, exported.outputs
     assert (x.shape, y.shape) == ((None, 8), (None, 4))
@@ -104,6 +118,17 @@ def test_every_form_of_calibration_gives_the_same_artifact(
 ) -> None:
     again = export(model, target=TARGET, calibration=FORMS[form](), out=tmp_path / "mlp.ew")
     assert again.digest == exported.digest
+
+
+@pytest.mark.parametrize("form", ["tuple", "mapping"])
+def test_batches_of_several_inputs_calibrate_by_order_or_by_name(tmp_path: Path, form: str) -> None:
+    a, b = normal(60, 5, seed=1), normal(60, 8, seed=2)
+    labels = np.zeros(60, np.int64)
+    batches = [((b, a) if form == "tuple" else {"a": a, "b": b}, labels)]
+    model = seeded(Two)
+    artifact = export(model, target=TARGET, calibration=batches, out=tmp_path / "two.ew")
+    again = export(model, target=TARGET, calibration={"a": a, "b": b}, out=tmp_path / "again" / "two.ew")
+    assert artifact.digest == again.digest
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:

@@ -188,7 +188,7 @@ def test_a_transformers_program_prunes_its_wide_layers_and_refuses_what_became_a
         assert torch.equal(small.get_parameter(f"{name}.weight"), expected.get_parameter(f"{name}.weight"))
     with torch.no_grad():
         torch.testing.assert_close(small(*inputs(4)), expected(*inputs(4)))
-    with pytest.raises(CompressError, match="the heads of the attention at .* are not recognised"):
+    with pytest.raises(CompressError, match=r"the heads of the attention at .* are not recognised"):
         prune(again, Prune(ratio=0.25, heads=0.5, importance="magnitude"), inputs(1))
 
 
