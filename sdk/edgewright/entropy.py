@@ -1,7 +1,8 @@
 """The range whose 256 steps keep most of a value's distribution: calibration by relative entropy.
 
 Migacz 2017, "8-bit Inference with TensorRT" (GTC), which looks for one threshold of a symmetric grid. Here
-the grid is affine, so its two ends are looked for in turn: what lies far out on one side moves that end alone.
+the grid is affine, so its two ends are looked for in turn: what lies far out on one side moves that end
+alone.
 """
 
 from __future__ import annotations
