@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+TRAINED = "edgewright.trained"
+"""The key under which a graph whose grids were trained says so (trained_graph.py)."""
+
 _T = TypeVar("_T")
 
 
@@ -238,13 +241,22 @@ def _output_names(count: int, taken: Sequence[str]) -> list[str]:
 
 
 def repeated(x: torch.Tensor) -> torch.Tensor:
-    """A batch of one makes torch.export freeze the batch size at 1; a batch of two does not."""
+    """An example to trace with.
+
+    A batch of one makes torch.export freeze the batch size at 1; a batch of two does not. An axis of size 1
+    may have any stride, and images may lie channels last: torch would trace the model for that layout.
+    """
+    import torch
+
+    x = x.clone(memory_format=torch.contiguous_format)
     return x.repeat(2, *[1] * (x.ndim - 1)) if x.ndim and x.shape[0] == 1 else x
 
 
 def _forget_sources(model: onnx.ModelProto) -> None:
     """Removes what the exporter notes for debugging: stack traces, with the paths of the machine."""
+    own = [p for p in model.metadata_props if p.key == TRAINED]
     del model.metadata_props[:]
+    model.metadata_props.extend(own)
     for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
     for value in (*model.graph.value_info, *model.graph.initializer):

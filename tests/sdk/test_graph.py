@@ -357,3 +357,10 @@ def test_any_value_of_a_graph_can_be_watched() -> None:
     np.testing.assert_array_equal(values["r"], np.maximum(values["h"], 0))
     with pytest.raises(ExportError, match="ONNX Runtime cannot load this graph"):
         onnx_function(mlp(), ["no such value"])
+
+
+def test_an_example_is_traced_the_same_whatever_its_strides() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = normal(2, 5, 5, 1).transpose(0, 3, 1, 2)
+    graph = float_graph(model, [images])
+    assert [n.op_type for n in graph.graph.node] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
