@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from edgewright.models import load_model, save_model
     from edgewright.progress import OnProgress, Progress
     from edgewright.publishing import publish
-    from edgewright.recipe import Distill, Finetune, LayerLoss, Progressive, Prune, Quantize, Recipe, Training
+    from edgewright.recipe import (
+        Distill,
+        Finetune,
+        LayerLoss,
+        Progressive,
+        Prune,
+        Qat,
+        Quantize,
+        Recipe,
+        Training,
+    )
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
     from edgewright.verification import Check, VerificationReport, verify
@@ -57,6 +67,7 @@ __all__ = [
     "Progressive",
     "Prune",
     "PublishError",
+    "Qat",
     "Quantize",
     "Recipe",
     "RecipeError",
@@ -104,7 +115,17 @@ _HOMES = {
     "models": ("load_model", "save_model"),
     "progress": ("OnProgress", "Progress"),
     "publishing": ("publish",),
-    "recipe": ("Distill", "Finetune", "LayerLoss", "Progressive", "Prune", "Quantize", "Recipe", "Training"),
+    "recipe": (
+        "Distill",
+        "Finetune",
+        "LayerLoss",
+        "Progressive",
+        "Prune",
+        "Qat",
+        "Quantize",
+        "Recipe",
+        "Training",
+    ),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),
     "verification": ("Check", "VerificationReport", "verify"),

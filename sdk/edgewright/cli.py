@@ -59,7 +59,12 @@ DataSource = Annotated[
         metavar="DATA",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="NAME.pt2, the smaller model; or NAME.ew, an artifact of it, INT8.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help=r"NAME.pt2, the smaller model (NAME.onnx, if the recipe has \[qat]), or NAME.ew, its artifact."
+    ),
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(

@@ -44,7 +44,8 @@ class Wanted:
         model: `FILE.py:NAME`, or the path of a `.pt2` or `.onnx` file; so is `teacher`.
         recipe: What to do.
         data: A .npz file, or `FILE.py:NAME`.
-        out: `NAME.pt2`, the float model; or `NAME.ew`, an artifact.
+        out: `NAME.pt2`, the float model; `NAME.onnx`, a QDQ graph, of a recipe with `[qat]`; or `NAME.ew`, an
+            artifact.
         target: What will run the artifact.
         checkpoint: Where to keep what is done; beside `out`, and only until it is written, if None.
         locked: A lock that must fit, or None.
@@ -118,13 +119,15 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
 
 def _check_out(wanted: Wanted) -> None:
     out = wanted.out
-    if out.suffix not in (".pt2", ".ew"):
+    quantized = wanted.recipe.qat is not None
+    program, kind = ("NAME.onnx", "QDQ graph") if quantized else ("NAME.pt2", "torch.export program")
+    if out.suffix not in (Path(program).suffix, ".ew"):
         raise ExportError(
-            f"{out}: the compressed model is a torch.export program, named NAME.pt2, or an artifact, NAME.ew"
+            f"{out}: the compressed model is a {kind}, named {program}, or an artifact, NAME.ew"
         )
     if wanted.model.endswith(".onnx") and out.suffix != ".ew":
         raise ExportError(f"{out}: of an .onnx file an artifact is made; name it NAME.ew")
-    if out.suffix == ".pt2":
+    if out.suffix != ".ew":
         check_writable(out)
     else:
         try:
@@ -181,7 +184,7 @@ def _made(
         small = ew.compress(
             given, wanted.recipe, data=data, teacher=teacher, progress=progress, checkpoint=kept
         )
-    if wanted.out.suffix == ".pt2":
+    if wanted.out.suffix != ".ew":
         assert not isinstance(small, Path)
         ew.save_model(small, _example(small, data), wanted.out)
         return small, None
@@ -239,7 +242,7 @@ def _report(
         against, outputs = "the teacher", outputs_of(teacher, data.validation)[0]
     if not isinstance(small, Path):
         outputs = measured("after", small, against, outputs)
-        against = "its float model"
+        against = "its float model" if wanted.recipe.qat is None else "the model as it was trained"
     if artifact is not None:
         measured("artifact", runner_model(artifact), against, outputs)
     table = Table("", "parameters", "validation accuracy")

@@ -1,4 +1,4 @@
-"""Compression: distil, prune, fine-tune, as a recipe says."""
+"""Compression: distil, prune, fine-tune, train on the grids of integers, as a recipe says."""
 
 import copy
 import os
@@ -19,6 +19,7 @@ from edgewright.lock import Lock
 from edgewright.models import onnx_model
 from edgewright.progress import OnProgress, Progress, Remaining
 from edgewright.pruning import prune
+from edgewright.quantization_aware import train_quantized
 from edgewright.recipe import Distill, Recipe
 from edgewright.training import own_randomness, train
 
@@ -56,7 +57,9 @@ def compress(
     progress: OnProgress | None = None,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> nn.Module | Path:
-    """Makes a smaller model, step by step: distil, prune, fine-tune. Quantization comes with `export`.
+    """Makes a smaller model, step by step: distil, prune, fine-tune, train with fake quantization.
+
+    Integers come with `export`. After training with fake quantization they are those that were trained on.
 
     Args:
         model: A classifier: takes a batch of inputs, gives logits (N, classes). A module, which is not
@@ -82,6 +85,7 @@ def compress(
         CompressError: The model cannot be read, holds NaN, has no teacher though the recipe distils, is an
             `.onnx` file that would have to be trained, cannot be pruned, training diverged, or the checkpoint
             belongs to other work.
+        ExportError: The recipe trains with fake quantization, and the model cannot be traced or quantized.
     """
     if isinstance(model, str | os.PathLike):
         path = Path(model)
@@ -170,7 +174,8 @@ def lock_of(model: nn.Module | Path, recipe: Recipe, data: Data, teacher: nn.Mod
 
 def steps_of(recipe: Recipe) -> tuple[str, ...]:
     """The steps of `compress` that a recipe takes, in their order: names of its sections."""
-    return tuple(step for step in ("distill", "prune", "finetune") if getattr(recipe, step) is not None)
+    steps = ("distill", "prune", "finetune", "qat")
+    return tuple(step for step in steps if getattr(recipe, step) is not None)
 
 
 def take_step(
@@ -236,6 +241,16 @@ def take_step(
                 recipe.finetune,
                 seed=recipe.seed,
                 step=step,
+                progress=progress,
+                checkpoint=checkpoint,
+            )
+        if step == "qat" and recipe.qat is not None:
+            return train_quantized(
+                model,
+                data,
+                recipe.qat,
+                recipe.quantize,
+                seed=recipe.seed,
                 progress=progress,
                 checkpoint=checkpoint,
             )

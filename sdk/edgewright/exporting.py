@@ -37,6 +37,7 @@ from edgewright.samples import (
     example_of,
 )
 from edgewright.telling import telling_samples
+from edgewright.trained_graph import read_trained
 from edgewright.update import small_update
 from edgewright.weights import base_grids, byte_ranges, with_external_data
 from edgewright.widening import split_wide
@@ -70,7 +71,8 @@ def export(
     """Quantizes a model to INT8 and writes it as an artifact.
 
     A model that is quantized already, as a QDQ graph (by ONNX Runtime's `quantize_static`, by torchao's
-    pt2e), keeps its integers; what it leaves in floating point is quantized here.
+    pt2e), keeps its integers; what it leaves in floating point is quantized here. One that was trained with
+    fake quantization keeps them all.
 
     Args:
         model: A module, or the path of a `.pt2` program or an `.onnx` file. Batch first; inputs of float32,
@@ -121,12 +123,14 @@ def export(
 
     report(Progress(step="trace", done=0, total=1))
     raw = _traced(model, example_inputs, calibration, None if lengths is None else axes or {})
-    sequences = given = None
+    sequences = given = trained = None
     if lengths is not None:
         if backend != "native" or is_quantized(raw):
             raise ExportError("lengths are for the native engine, and for models that are not quantized yet")
         sequences = Sequences.of(raw, lengths)
         graph = sequences.at(sequences.sizes[-1])
+    elif (trained := read_trained(raw)) is not None:
+        graph = trained[0].model
     elif is_quantized(raw):
         graph, given = read_quantized(raw)
         graph = split_wide(graph, given)
@@ -134,12 +138,16 @@ def export(
         graph = normalize(raw)
     if sequences is None:
         check_ports(graph)
+    if sequences is None and trained is None:
         graph = tabulate(graph)
     report(Progress(step="trace", done=1, total=1))
 
-    settings = quantize or Quantize()
-    chosen = activations_to_observe(graph, given)
-    if calibration is None and given is not None:
+    settings = Quantize() if trained is not None or quantize is None else quantize
+    chosen = activations_to_observe(graph, given) if trained is None else []
+    if trained is not None:
+        drawn, observed = drawn_samples(graph, trained[0].grids), trained[1]
+        samples = drawn if calibration is None else calibration_samples(calibration, graph)
+    elif calibration is None and given is not None:
         if chosen:
             raise ExportError(
                 f"the file leaves {len(chosen)} values in floating point that need a grid, such as "
@@ -162,15 +170,19 @@ def export(
     if smaller and base is None:
         raise ExportError('update = "small" needs `base`, the artifact now on the devices')
     grids = base_grids(base, integers=smaller) if base else None
-    quantized = quantize_graph(
-        graph,
-        observed,
-        method=settings.calibration,
-        percentile=settings.percentile,
-        base=grids,
-        overflow_safe=settings.overflow_safe,
-        given=given,
-        activations=settings.activations,
+    quantized = (
+        trained[0]
+        if trained is not None
+        else quantize_graph(
+            graph,
+            observed,
+            method=settings.calibration,
+            percentile=settings.percentile,
+            base=grids,
+            overflow_safe=settings.overflow_safe,
+            given=given,
+            activations=settings.activations,
+        )
     )
     if settings.rounding != "nearest":
         quantized = rounded(quantized, graph, samples, overflow_safe=settings.overflow_safe, report=report)
@@ -186,6 +198,7 @@ def export(
         )
         quantized = update.quantized
     note = _kept(given, len(chosen)) if given else ""
+    note = "trained already: its integers and grids are kept" if trained is not None else note
     if quantized.narrowed:
         note = f"read uint8, as their sums could leave 32 bits: {', '.join(quantized.narrowed)}"
     metrics = {"kept_grids": quantized.kept_grids}
@@ -237,6 +250,10 @@ def _traced(
     """The graph as it was traced; where there are axes of sequences, their length is free."""
     if isinstance(model, str | os.PathLike):
         return float_graph(Path(model), slim=False)
+    from edgewright.fake_quantized import FakeQuantized  # torch is loaded, as the model is a module
+
+    if isinstance(model, FakeQuantized):
+        return model.trained_graph()
     example = as_tuple(example_of(model, calibration) if example_inputs is None else example_inputs)
     sequence = None
     if axes is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgewright.durable import write_whole
 from edgewright.errors import CompressError, ExportError
 from edgewright_device import Artifact, Runner
 
@@ -128,17 +129,25 @@ def as_module(
 def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os.PathLike[str]) -> None:
     """Writes a module as a `.pt2` program with a free batch size, whole or not at all.
 
+    A module that was trained with fake quantization is written as QDQ `.onnx`, which has its integers.
+
     Args:
         model: Is left as it is.
         example_inputs: Arguments of one call, tensors or arrays, the batch first.
-        path: Ends in `.pt2`.
+        path: Ends in `.pt2`, or `.onnx`.
 
     Raises:
-        ExportError: torch cannot trace the module.
+        ExportError: torch cannot trace the module, or the ending is not that of its kind.
     """
     import torch
 
+    from edgewright.fake_quantized import FakeQuantized
+
     out = Path(path)
+    check_ending(out, quantized=isinstance(model, FakeQuantized))
+    if isinstance(model, FakeQuantized):
+        write_whole(out, model.trained_graph().SerializeToString())
+        return
     program = trace(model, example_inputs)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp.pt2")
@@ -147,6 +156,21 @@ def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_ending(path: Path, *, quantized: bool) -> None:
+    """Holds the name of a model's file to what will be in it.
+
+    Raises:
+        ExportError: It ends otherwise.
+    """
+    if path.suffix != (".onnx" if quantized else ".pt2"):
+        raise ExportError(
+            f"{path}: the compressed model is a QDQ graph, as it was trained with fake quantization; name it "
+            "NAME.onnx"
+            if quantized
+            else f"{path}: the compressed model is a torch.export program; name it NAME.pt2"
+        )
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgewright.calibrate import Grid
+from edgewright.calibrate import Grid, Integers
 from edgewright.errors import ExportError
 from edgewright.wiring import Wiring, make_node
 
@@ -77,3 +77,10 @@ class QdqGraph:
             self.parameter(f"{name}_scale", np.array(grid.scale, np.float32), inline=True),
             self.parameter(f"{name}_zero_point", np.array(grid.zero_point, grid.dtype), inline=True),
         ]
+
+
+def grid_of(node: onnx.NodeProto, constants: Mapping[str, Array]) -> Grid:
+    """The grid of a QuantizeLinear or DequantizeLinear of uint8 or int16."""
+    scale, zero_point = (constants[name] for name in node.input[1:3])
+    dtype: Integers = "int16" if zero_point.dtype == np.int16 else "uint8"
+    return Grid(scale=float(scale.item()), zero_point=int(zero_point.item()), dtype=dtype)

@@ -170,6 +170,26 @@ class Finetune(Training):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Qat(Training):
+    """How to train with fake quantization, on the grids that `quantize` asks for.
+
+    The float model that enters this step is its teacher.
+
+    Attributes:
+        temperature: Softens both outputs before they are compared.
+        alpha: Weight, 0..1, of the float model's outputs; the rest goes to the labels.
+    """
+
+    epochs: int = _number(3, 1)
+    learning_rate: float = _number(5e-5, 0, above=True)
+    temperature: float = _number(2.0, 0, above=True)
+    alpha: float = _number(0.9, 0, 1)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantize:
     """How weights and activations become integers at export.
 
@@ -212,6 +232,7 @@ class Recipe:
         distill: Train the model from a teacher first, or None.
         prune: Then remove channels, or None.
         finetune: Then train once more, or None.
+        qat: Then train with fake quantization, or None.
         quantize: How export turns the result into integers.
     """
 
@@ -220,12 +241,17 @@ class Recipe:
     distill: Distill | None = None
     prune: Prune | None = None
     finetune: Finetune | None = None
+    qat: Qat | None = None
     quantize: Quantize = field(default_factory=Quantize)
 
     def __post_init__(self) -> None:
         _check(self)
         if not self.name.strip():
             raise ValueError("name: is empty")
+        if self.qat is not None and self.quantize.rounding != "nearest":
+            raise ValueError(
+                "quantize.rounding: with [qat], weights learn on the integers nearest to them; leave out one"
+            )
 
     @classmethod
     def from_toml(cls, source: Path | str) -> Self:
@@ -309,6 +335,7 @@ _PARTS: Mapping[str, type[Training | Progressive | Prune | Quantize]] = {
     "distill.progressive": Progressive,
     "prune": Prune,
     "finetune": Finetune,
+    "qat": Qat,
     "quantize": Quantize,
 }
 

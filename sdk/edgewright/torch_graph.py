@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edgewright.torch_operators import Call, operator_of
+from edgewright.torch_operators import Call, Operator, operator_of
 from edgewright.wiring import Wiring
 
 
@@ -49,7 +49,7 @@ class TorchGraph(nn.Module):
             else:
                 self.register_buffer(key, tensor, persistent=False)
         fixed = {n: v for n, v in wiring.constants.items() if n not in trained}
-        self._calls = [(Call.of(node, fixed), operator_of(node)) for node in wiring.nodes]
+        self._calls = [(Call.of(node, fixed), self._operator(node)) for node in wiring.nodes]
         self._last = _last_reads(wiring)
 
     def constant(self, name: str) -> Tensor:
@@ -63,19 +63,28 @@ class TorchGraph(nn.Module):
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """The graph's output; of several a tuple."""
-        values = {**dict(zip(self.inputs, given, strict=False)), **named}
+        values: dict[str, Any] = {**dict(zip(self.inputs, given, strict=False)), **named}
         if len(given) + len(named) != len(self.inputs) or values.keys() != set(self.inputs):
             raise TypeError(f"takes {', '.join(self.inputs)}; got {len(given)} and {sorted(named)}")
-        values.update({name: self.constant(name) for name in self._keys})
+        values.update({name: self.constant(name) for name in self._keys}, **self._given())
         self._run(values)
         found = tuple(values[name] for name in self.outputs)
         return found[0] if len(found) == 1 else found
+
+    def _operator(self, node: onnx.NodeProto) -> Operator:
+        return operator_of(node)
+
+    def _given(self) -> Mapping[str, Any]:
+        """Values that nodes read and no node gives."""
+        return {}
 
     def _run(self, values: dict[str, Any]) -> None:
         """Computes every node; `values` has inputs and constants, and gets the results still to be read."""
         for (call, operator), done in zip(self._calls, self._last, strict=True):
             inputs = [values[n] if n else None for n in call.node.input]
-            values[call.node.output[0]] = operator(call, inputs)
+            result = operator(call, inputs)
+            results = result if isinstance(result, tuple) else (result,)
+            values.update(zip(call.node.output, results, strict=True))
             for name in done:
                 del values[name]
 

@@ -26,6 +26,7 @@ PART_TITLES = {
     "distill": "Distill from a teacher",
     "prune": "Prune channels",
     "finetune": "Fine-tune",
+    "qat": "Train for integers",
     "quantize": "Quantize to INT8",
 }
 

@@ -36,6 +36,7 @@ STEP_SECONDS: Mapping[str, float] = {
     "distill": 14,
     "prune": 1,
     "finetune": 5,
+    "qat": 8,
     "trace": 4,
     "calibrate": 1,
     "quantize": 0.5,
@@ -198,7 +199,7 @@ def _leave_room() -> None:
 
 
 def _recipe_steps(recipe: ew.Recipe) -> list[str]:
-    return [s for s in ("distill", "prune", "finetune") if getattr(recipe, s) is not None]
+    return [s for s in ("distill", "prune", "finetune", "qat") if getattr(recipe, s) is not None]
 
 
 def _teller(work: Work) -> ew.OnProgress:

@@ -391,6 +391,30 @@ def test_compress_makes_a_program_that_exports_and_verifies(call: Call, files: P
     assert (checked.code, json.loads(checked.out)["passed"]) == (0, True)
 
 
+def test_compress_with_qat_writes_the_integers_that_export_takes(
+    call: Call, files: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "qat.toml").write_text(
+        'name = "points"\n[qat]\nepochs = 1\n[quantize]\nactivations = "int16"\n'
+    )
+    compress = (
+        f"edgewright compress {files}/net.py:nearest_centre --data {files}/points.npz --json - "
+        f"--recipe {tmp_path}/qat.toml --out {tmp_path}"
+    )
+    told = json.loads(call(f"{compress}/small.onnx").out)
+    assert told["after"]["accuracy"] >= told["before"]["accuracy"] - 0.02
+    assert call(f"edgewright export {tmp_path}/small.onnx").code == 0
+    checked = call(f"edgewright verify {tmp_path}/small.ew --reference {tmp_path}/small.onnx --json -")
+    assert (checked.code, json.loads(checked.out)["passed"]) == (0, True)
+    refused = call(f"{compress}/small.pt2")
+    assert refused.code == 2
+    assert "the compressed model is a QDQ graph, named NAME.onnx, or an artifact" in refused.err
+    assert call(f"{compress}/direct.ew").code == 0
+    assert (tmp_path / "direct.ew" / "weights.safetensors").read_bytes() == (
+        tmp_path / "small.ew" / "weights.safetensors"
+    ).read_bytes()
+
+
 def test_distill_teaches_a_student(call: Call, files: Path, tmp_path: Path) -> None:
     taught = call(
         f"edgewright distill {files}/net.py:make --weights {files}/net.safetensors --json - "

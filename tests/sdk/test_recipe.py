@@ -98,6 +98,7 @@ def test_recipe_is_frozen() -> None:
             'name = "x"\n[distill]\nprogressive = true',
             r"'progressive' is a section: write \[distill.progressive",
         ),
+        ('name = "x"\n[qat]\n[quantize]\nrounding = "gptq"', r"quantize\.rounding: with \[qat\]"),
         ('name = "x"\n[finetune]\nalpha = 1', r"\[finetune\]: unknown key 'alpha'"),
         ('name = "x"\nprune = 0.3', r"'prune' is a section: write \[prune\]"),
         ('name = "x"\nseed = -1', r"recipe: seed: -1 is out of range"),
