@@ -23,7 +23,7 @@ from edgewright.console import (
     progress_bar,
 )
 from edgewright.errors import CompressError, ExportError
-from edgewright_device import check_place
+from edgewright_device import check_place, detect
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +89,8 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
     before = None
     if wanted.locked is not None:
         before = Lock.from_json(wanted.locked)
-        if differences := before.differences(lock_of(given, wanted.recipe, data, teacher)):
+        now = _with_artifact(lock_of(given, wanted.recipe, data, teacher), wanted)
+        if differences := before.differences(now):
             raise CompressError(f"{wanted.locked}: does not fit what is given: {'; '.join(differences)}")
     kept = wanted.checkpoint or wanted.out.with_suffix(".checkpoint")
     notes: list[str] = []
@@ -104,7 +105,7 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
     for note in notes:
         console.print(escape(note))
     lock = lock_of(given, wanted.recipe, data, teacher) if onnx else Lock.from_json(kept / "lock.json")
-    lock = lock.with_result(**_digests(small, artifact))
+    lock = _with_artifact(lock, wanted).with_result(**_digests(small, artifact))
     lock.write(wanted.out.with_suffix(".lock"))
     told = _report(given, teacher, small, artifact, data, wanted, console)
     emit(json_to, {"model": str(wanted.out), **told, "notes": notes, "result": dict(lock.result)})
@@ -115,6 +116,12 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
         console.print(f"[red]did not hold:[/] the same arguments gave {escape(what)}")
         return DID_NOT_HOLD
     return DONE
+
+
+def _with_artifact(lock: Lock, wanted: Wanted) -> Lock:
+    if wanted.out.suffix != ".ew":
+        return lock
+    return lock.for_artifact(wanted.out.stem, (wanted.target or detect()).name)
 
 
 def _check_out(wanted: Wanted) -> None:
@@ -190,7 +197,7 @@ def _made(
         return small, None
     artifact = ew.export(
         small,
-        target=wanted.target or ew.detect(),
+        target=wanted.target or detect(),
         calibration=data.train,
         out=wanted.out,
         quantize=wanted.recipe.quantize,

@@ -39,6 +39,7 @@ class Lock:
         data: SHA-256 of each part: "train", "validation".
         versions: Of Python and the libraries that compute.
         machine: What changes the last bits of a sum: architecture, vector instructions, threads.
+        artifact: Its name and target, where one is made.
         result: SHA-256 of what was made, by kind: "model", "artifact"; empty until it is.
     """
 
@@ -47,6 +48,7 @@ class Lock:
     data: Mapping[str, str]
     versions: Mapping[str, str]
     machine: Mapping[str, str]
+    artifact: Mapping[str, str]
     result: Mapping[str, str]
 
     @classmethod
@@ -95,8 +97,13 @@ class Lock:
                 "threads": str(torch.get_num_threads()),
                 "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
             },
+            artifact={},
             result={},
         )
+
+    def for_artifact(self, name: str, target: str) -> Self:
+        """The same lock, of work that goes on to an artifact."""
+        return replace(self, artifact={"name": name, "target": target})
 
     def with_result(self, **digests: str) -> Self:
         """The same lock, with what came of it."""

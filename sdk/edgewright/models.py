@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgewright.durable import write_whole
+from edgewright.durable import put_in_place, write_whole
 from edgewright.errors import CompressError, ExportError
 from edgewright_device import Artifact, Runner
 
@@ -153,7 +153,7 @@ def save_model(model: nn.Module, example_inputs: tuple[Any, ...], path: str | os
     temporary = out.with_name(f".{out.name}.tmp.pt2")
     try:
         torch.export.save(program, temporary)
-        temporary.replace(out)
+        put_in_place(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
 

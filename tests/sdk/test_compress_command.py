@@ -103,6 +103,9 @@ def test_a_whole_recipe_twice_gives_the_same_artifact(call: Call, folder: Path) 
     second = call(_line(folder, "b/a.ew", f"--locked {folder}/a.lock"))
     assert second.code == 0, second.err
     assert Artifact.open(folder / "b" / "a.ew").digest == artifact.digest
+    other = call(_line(folder, "c.ew", f"--locked {folder}/a.lock --target x86-avx2"))
+    assert other.code == 2
+    assert "name was 'a' and is 'c'; target was 'x86-64' and is 'x86-avx2'" in other.err
 
 
 def test_what_differs_from_a_lock_is_refused_before_any_work(call: Call, folder: Path) -> None:  # noqa: F811
