@@ -210,7 +210,14 @@ def take_step(
         torch.manual_seed(recipe.seed)
         if step == "prune" and recipe.prune is not None:
             example = check_data(model, data.validation, "validation")
-            return prune(model, recipe.prune, example, batches=data.train, progress=progress)
+            return prune(
+                model,
+                recipe.prune,
+                example,
+                batches=data.train,
+                quantize=recipe.quantize,
+                progress=progress,
+            )
         if step == "distill" and recipe.distill is not None and teacher is not None:
             return distill(
                 model,

@@ -38,6 +38,8 @@ class OperatorTime:
         microseconds: How long it took.
         share: Of the whole run, 0..1.
         macs: Multiply-accumulates; 0 where it has none.
+        read: Values read, weights aside; 0 for what ONNX Runtime runs.
+        written: Values written; 0 for what ONNX Runtime runs.
     """
 
     number: int
@@ -48,6 +50,8 @@ class OperatorTime:
     microseconds: float
     share: float
     macs: int
+    read: int
+    written: int
 
     @property
     def gmacs_per_s(self) -> float:
@@ -88,7 +92,7 @@ def profile(
             rows += _program_rows(artifact, part.file, given, rounds, warmup, threads)
         else:
             rows.append(
-                _Row("onnxruntime", ", ".join(part.outputs), ", ".join(part.operators), 0, place, 0.0)
+                _Row("onnxruntime", ", ".join(part.outputs), ", ".join(part.operators), 0, 0, 0, place, 0.0)
             )
     if artifact.parts:
         times = _part_times(artifact, values, rounds, warmup, threads)
@@ -104,6 +108,8 @@ def profile(
             microseconds=float(row.microseconds),
             share=float(row.microseconds / ends[-1]),
             macs=row.macs,
+            read=row.read,
+            written=row.written,
         )
         for number, (row, end) in enumerate(zip(rows, ends, strict=True))
     )
@@ -115,6 +121,8 @@ class _Row:
     output: str
     shape: str
     macs: int
+    read: int
+    written: int
     place: int | None  # of a part of ONNX Runtime
     microseconds: float
 
@@ -142,6 +150,8 @@ def _program_rows(
             plan.tensors[op.y].name,
             _shape(plan, op),
             operator_macs(plan, op),
+            sum(plan.tensors[number].elements for number in tensor_inputs(op)),
+            plan.tensors[op.y].elements,
             None,
             float(own),
         )

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from edgewright.attention import Replaced
+from edgewright.budget import Stopwatch, cannot_be_met, choose, latency_model, offered
 from edgewright.data import Batch, Inputs, call, map_inputs
 from edgewright.dependencies import Dependencies, Group
 from edgewright.depth import remove_block, residual_blocks
 from edgewright.errors import CompressError
 from edgewright.importance import block_losses, scores_of
+from edgewright.latency_model import LatencyModel
 from edgewright.progress import OnProgress, Progress
-from edgewright.recipe import Prune
+from edgewright.recipe import Prune, Quantize
 from edgewright.training import device_of, evaluating
+
+TRIES = 4  # to come within a budget, as measured: a prediction is some percent off
 
 
 def prune(
@@ -25,6 +29,7 @@ def prune(
     example_inputs: Inputs,
     *,
     batches: Iterable[Batch] | None = None,
+    quantize: Quantize | None = None,
     progress: OnProgress | None = None,
 ) -> nn.Module:
     """Removes channels, heads of attention and residual blocks from a copy of a model.
@@ -40,7 +45,10 @@ def prune(
         how: What to remove.
         example_inputs: Inputs to trace with, (N, ...).
         batches: Training batches; "taylor" and "hessian" weigh by them, and blocks are chosen by them.
-        progress: Told after each block and each round, with "parameters" and "macs" of the model.
+        quantize: How the model will be exported, which a latency budget must know; defaults if left out.
+        progress: Told after each block and each round, with "parameters" and "macs" of the model. With a
+            budget, of the measurements too (step "latency"), and in the end of "before_ms", "predicted_ms",
+            "measured_ms", "speedup", and "cross_validated", the mean error of predictions (a part of 1).
 
     Returns:
         The pruned copy, in eval mode. It needs fine-tuning.
@@ -58,7 +66,10 @@ def prune(
     pruned.requires_grad_(True)
     replaced = Replaced.in_model(pruned)
     job = _Job(pruned, how, _one(example_inputs, model), batches, progress)
-    job.run()
+    if how.speedup or how.latency_ms:
+        job.run_to_budget(Stopwatch(example_inputs, quantize or Quantize()))
+    else:
+        job.run()
     replaced.restore(pruned)
     for name, each in pruned.named_parameters():
         each.requires_grad_(trainable.get(name, True))
@@ -80,7 +91,9 @@ class _Job:
         self.batches, self.progress = batches, progress
         with torch.no_grad():
             self.shape = call(model, example).shape
-        self.done, self.total = 0, how.blocks + (how.steps if how.ratio or how.heads else 0)
+        self.budget = bool(how.speedup or how.latency_ms)
+        self.done = 0
+        self.total = how.blocks + (how.steps if how.ratio or how.heads or self.budget else 0)
 
     def run(self) -> None:
         if self.how.blocks:
@@ -93,6 +106,52 @@ class _Job:
             scores = scores_of(self.model, graph, self.how, self.batches)
             self.shrink(graph, plan(graph, self.how, scores, step / self.how.steps))
             self.report()
+
+    def run_to_budget(self, stopwatch: Stopwatch) -> None:
+        """Removes blocks, and then as many channels and heads as the budget asks for, as measured."""
+        how, whole = self.how, copy.deepcopy(self.model)
+        if how.blocks:
+            self.remove_blocks()
+        graph = Dependencies(self.model, self.example)
+        self.check(graph)
+        model = latency_model(self.model, graph, how, self.example, stopwatch, self.progress)
+        now = model.measured[0].milliseconds
+        before = stopwatch.times(whole, ()).milliseconds if how.blocks else now
+        goal = min(now, how.latency_ms or before / how.speedup)
+        for step in range(1, how.steps + 1):
+            self.narrow(graph, model, now * (goal / now) ** (step / how.steps), before)
+            if step < how.steps:
+                self.report()
+        for attempt in range(TRIES):
+            widths = tuple(graph.units(group) for group in graph.groups)
+            predicted = model.milliseconds(widths)
+            before, measured = stopwatch.compares(whole, self.model)
+            goal = how.latency_ms or before / how.speedup
+            if measured <= goal or attempt == TRIES - 1:
+                break
+            self.narrow(graph, model, min(predicted * goal / measured, 0.999 * predicted), before)
+        self.report(
+            before_ms=before,
+            predicted_ms=predicted,
+            measured_ms=measured,
+            speedup=before / measured,
+            cross_validated=model.cross_validation().mean,
+        )
+
+    def narrow(self, graph: Dependencies, model: LatencyModel, budget_ms: float, before_ms: float) -> None:
+        """Removes what brings the model within a predicted latency."""
+        scores = scores_of(self.model, graph, self.how, self.batches)
+        choices = [offered(graph, index, self.how) for index in range(len(graph.groups))]
+        widths = choose(model, choices, scores, budget_ms)
+        if widths is None:
+            raise cannot_be_met(model, choices, self.how, before_ms)
+        self.shrink(
+            graph,
+            [
+                torch.argsort(each, stable=True)[: len(each) - width].tolist()
+                for each, width in zip(scores, widths, strict=True)
+            ],
+        )
 
     def check(self, graph: Dependencies) -> None:
         """Says what cannot be done, before anything is."""
@@ -166,12 +225,13 @@ class _Job:
                 "splits its heads by something else than the attribute that counts them; leave out `heads`"
             )
 
-    def report(self) -> None:
+    def report(self, **more: float) -> None:
         self.done += 1
         if self.progress is not None:
             metrics = {
                 "parameters": float(sum(each.numel() for each in self.model.parameters())),
                 "macs": float(count_macs(self.model, self.example)),
+                **more,
             }
             self.progress(Progress(step="prune", done=self.done, total=self.total, metrics=metrics))
 

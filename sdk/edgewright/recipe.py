@@ -128,9 +128,13 @@ class Distill(Training):
 class Prune:
     """What to take away: whole dependent groups at a time (DepGraph, Fang et al. 2023).
 
+    With a budget, `speedup` or `latency_ms`, each layer gets the width at which the model, in INT8 on this
+    machine's native engine, one sample on one thread, is fast enough at the least importance lost. Narrower
+    copies of the model are measured for that.
+
     Attributes:
-        ratio: The part of the channels to remove, 0..1.
-        heads: The part of the heads of attention to remove, 0..1.
+        ratio: The part of the channels to remove, 0..1; without meaning where there is a budget.
+        heads: The part of the heads of attention to remove, 0..1; with a budget, the most of one layer.
         blocks: How many residual blocks to remove, those without which the loss rises least.
         importance: What makes a channel or head worth keeping: "taylor" (what the loss would lose to first
             order, Molchanov et al. 2019; needs data), "hessian" (to second order, by the Fisher information,
@@ -138,10 +142,15 @@ class Prune:
             of its weights).
         ranking: "uniform" takes the same part of each layer; "global" ranks the channels of all layers, and
             the heads of all attention, together.
-        max_ratio: The most that one layer may lose of its channels or heads under "global", 0..1.
+        max_ratio: The most that one layer may lose of its channels or heads under "global", and of its
+            channels under a budget, 0..1.
         round_to: Channel counts are kept to multiples of this, where a layer is wide enough for it.
         steps: Removes in so many rounds, weighing anew before each.
         batches: Training batches that are weighed by.
+        speedup: How many times as fast the model must become; 0 is no budget.
+        latency_ms: How many milliseconds a run may take; 0 is no budget.
+        samples: Copies of other widths that are measured for a budget.
+        measurements: A file that keeps them for the next time; "" is none.
     """
 
     ratio: float = _number(0.3, 0, 1, below=True)
@@ -153,9 +162,17 @@ class Prune:
     round_to: int = _number(1, 1)
     steps: int = _number(1, 1)
     batches: int = _number(8, 1)
+    speedup: float = _number(0.0, 0)
+    latency_ms: float = _number(0.0, 0)
+    samples: int = _number(12, 4)
+    measurements: str = ""
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.speedup and self.latency_ms:
+            raise ValueError("speedup: there is a `latency_ms` already; a budget is one of them")
+        if 0 < self.speedup <= 1:
+            raise ValueError(f"speedup: {self.speedup:g} is out of range; it must be above 1, or 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,72 @@
+"""Pruning to a latency budget, measured on this machine's engine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from edgewright.errors import CompressError
+from edgewright.progress import Progress
+from edgewright.pruning import prune
+from edgewright.recipe import Prune
+
+
+def _model() -> nn.Module:
+    """Two layers inside that take nearly all the time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4)),
+        ).eval()
+
+
+X = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+HOW = Prune(speedup=2.0, importance="magnitude", round_to=32, samples=5)
+
+
+def test_a_model_becomes_as_fast_as_asked_and_says_how_sure_it_was(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    file = tmp_path / "m.json"
+    how = Prune(speedup=2.0, importance="magnitude", round_to=32, samples=5, measurements=str(file))
+    small = prune(_model(), how, X, progress=reports.append)
+    found = reports[-1].metrics
+    assert found["speedup"] >= 1.9  # a noisy machine may end the tries before 2
+    assert found["before_ms"] / found["measured_ms"] == found["speedup"]
+    assert found["predicted_ms"] == pytest.approx(found["measured_ms"], rel=0.5)
+    assert 0 <= found["cross_validated"] < 0.5
+    assert [r.step for r in reports] == ["latency"] * 5 + ["prune"]
+    widths = [part.out_features for part in small.modules() if isinstance(part, nn.Linear)]
+    assert [width % 32 for width in widths] == [0, 0, 4]
+    assert small(X).shape == (32, 4)
+
+    again: list[Progress] = []
+    prune(_model(), how, X, progress=again.append)
+    assert [r.step for r in again] == ["prune"]  # what was measured is not measured anew
+
+
+def test_a_budget_that_cannot_be_met_says_the_best_that_could() -> None:
+    how = Prune(latency_ms=1e-5, importance="magnitude", round_to=64, samples=4, max_ratio=0.5)
+    with pytest.raises(
+        CompressError, match=r"budget of 1e-05 ms cannot be met: .* about [0-9.e-]+ ms, [0-9.]+x"
+    ):
+        prune(_model(), how, X)
+
+
+def test_cancelling_ends_the_measuring() -> None:
+    class CancelledError(Exception):
+        pass
+
+    def cancel(report: Progress) -> None:
+        assert (report.step, report.done) == ("latency", 1)
+        raise CancelledError
+
+    with pytest.raises(CancelledError):
+        prune(_model(), HOW, X, progress=cancel)
+
+
+def test_one_budget_is_enough() -> None:
+    with pytest.raises(ValueError, match="speedup: there is a `latency_ms` already"):
+        Prune(speedup=2.0, latency_ms=1.0)
+    with pytest.raises(ValueError, match=r"speedup: 0\.5 is out of range; it must be above 1, or 0"):
+        Prune(speedup=0.5)
