@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
+from prune_table import pruned
 from where import where
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +114,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "int8-depthwise": ("int8", depthwise),
     "int8-figures": ("int8", figures),
     "precision": ("precision", precision),
+    "prune": ("prune", pruned),
 }
 
 
