@@ -111,7 +111,7 @@ def logits(artifact: ew.Artifact, x: Images) -> Any:
 def races(folder: Path, name: str, x: Images, seconds: float) -> dict[str, dict[str, Times]]:
     """Times of whole and pruned, INT8 here and FP32 in ONNX Runtime, for each set of instructions."""
     inputs = folder / "x.npz"
-    np.savez(inputs, **{name: x[:1]})
+    np.savez(inputs, allow_pickle=False, **{name: x[:1]})
     found = {}
     for setting in settings(folder):
         entries = [
@@ -211,7 +211,8 @@ def measured(
         )
         if name != "whole":
             lost.append(_points(against_whole))
-    widths = tuple(small[0].get_submodule(group).weight.shape[0] for group in groups)  # type: ignore[index, union-attr]
+    layers = [small[0].get_submodule(group) for group in groups]
+    widths = tuple(int(each.out_channels) for each in layers if isinstance(each, nn.Conv2d))
     predicted = model.milliseconds(widths)
     error = model.cross_validation()
     timed = races(folder, artifacts["whole"].inputs[0].name, x, seconds)

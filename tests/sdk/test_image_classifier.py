@@ -45,6 +45,7 @@ def test_the_recipe_reads_back() -> None:
 @pytest.mark.skipif(not (DATA / "cifar10").exists(), reason=f"no images at {DATA / 'cifar10'}")
 def test_images_are_read_as_they_are_described() -> None:
     x, labels = images("test")
-    assert (x.shape, x.dtype, labels.shape) == ((2000, 3, 32, 32), np.float32, (2000,))
+    assert (x.shape, labels.shape) == ((2000, 3, 32, 32), (2000,))
+    assert x.dtype == np.float32
     assert -2 <= x.min() < -1.9 < 1.9 < x.max() <= 2
     assert set(labels) == set(range(10))
