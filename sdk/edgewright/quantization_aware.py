@@ -37,7 +37,7 @@ CALIBRATION_SAMPLES = 512
 
 # The most, relative, that an end of a range moves in one step at the peak of the learning rate. Adam moves
 # every parameter by about the learning rate, which is right for weights, whatever their gradient.
-RANGE_RATE = 2e-3
+RANGE_RATE = 1e-2
 
 
 def train_quantized(

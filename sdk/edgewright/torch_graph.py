@@ -114,9 +114,9 @@ def trainable(graph: Wiring) -> list[str]:
 
 
 def _key(name: str, taken: Collection[str]) -> str:
-    """A name for a tensor of a module, in which no dot may be."""
-    key = name.replace(".", "/") or "constant"
-    while key in taken or hasattr(nn.Module, key) or key in {"graph", "inputs", "outputs"}:
+    """A name for a tensor of a module, in which no dot may be, and which no attribute has."""
+    key = f"constants/{name.replace('.', '/')}"
+    while key in taken:
         key += "_"
     return key
 
