@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Recipe,
         Training,
     )
+    from edgewright.sensitivity import LayerSensitivity, Sensitivity, sensitivity
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
     from edgewright.verification import Check, VerificationReport, verify
@@ -61,6 +62,7 @@ __all__ = [
     "Finetune",
     "Latency",
     "LayerLoss",
+    "LayerSensitivity",
     "OnProgress",
     "OnnxFile",
     "Progress",
@@ -73,6 +75,7 @@ __all__ = [
     "RecipeError",
     "Runner",
     "SdkError",
+    "Sensitivity",
     "Target",
     "Training",
     "VerificationReport",
@@ -88,6 +91,7 @@ __all__ = [
     "measure",
     "publish",
     "save_model",
+    "sensitivity",
     "sqnr_db",
     "target_names",
     "train",
@@ -126,6 +130,7 @@ _HOMES = {
         "Recipe",
         "Training",
     ),
+    "sensitivity": ("LayerSensitivity", "Sensitivity", "sensitivity"),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),
     "verification": ("Check", "VerificationReport", "verify"),

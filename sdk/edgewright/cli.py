@@ -326,6 +326,64 @@ def _samples(path: Path) -> Any:
 
 
 @app.command()
+def sensitivity(
+    model: Annotated[Path, typer.Argument(help="A .pt2 program, or a float .onnx file.", metavar="MODEL")],
+    calibration: Annotated[Path, typer.Option(help=".npz with x, or with an array for each input.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help=".npz to measure on, with labels in y; else 64 calibration samples serve."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help=r"A recipe; its \[quantize] part is used.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many layers to show.")] = 30,
+    json_to: JsonOption = None,
+) -> None:
+    """What each layer's quantization alone does to a model's outputs, the most sensitive first."""
+    import edgewright as ew
+
+    console = console_for(json_to)
+    measured, labels = _labelled(data) if data else (None, None)
+    with progress_bar(console) as progress:
+        found = ew.sensitivity(
+            model,
+            calibration=_samples(calibration),
+            data=measured,
+            labels=labels,
+            quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
+            progress=progress,
+        )
+    table = Table("layer", "operator", "grid", "SQNR, dB", "of the noise", "flipped", "MMACs")
+    if found.accuracy is not None:
+        table.add_column("accuracy lost, points")
+    for row in found.layers[:top]:
+        cells = [row.layer, row.operator, row.grid, f"{row.sqnr_db:.1f}", f"{row.share:.1%}"]
+        cells += [f"{row.flip_rate:.2%}", f"{row.macs / 1e6:.3g}" if row.macs else ""]
+        if row.accuracy_lost is not None:
+            cells.append(f"{100 * row.accuracy_lost:+.2f}")
+        table.add_row(*map(escape, cells))
+    table.add_section()
+    cells = ["all", "", "", f"{found.sqnr_db:.1f}", "", f"{found.flip_rate:.2%}", ""]
+    if found.accuracy_lost is not None:
+        cells.append(f"{100 * found.accuracy_lost:+.2f}")
+    table.add_row(*cells)
+    console.print(table)
+    console.print(f"measured on {found.samples} samples, one layer quantized at a time")
+    emit(json_to, asdict(found))
+
+
+def _labelled(path: Path) -> tuple[Any, Any]:
+    """The samples in an .npz, and the labels beside them, or None."""
+    import numpy as np
+
+    samples = _samples(path)
+    with np.load(path, allow_pickle=False) as archive:
+        names = [n for n in ("y", "y_train", "y_validation") if n in archive.files]
+        labels = archive[names[0]] if names else None
+    if isinstance(samples, dict):
+        samples = {n: v for n, v in samples.items() if n not in names}
+    return samples, labels
+
+
+@app.command()
 def verify(
     artifact: ArtifactPath,
     reference: Annotated[Path, typer.Option(help="The float model it was made from, .pt2 or .onnx.")],

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 import safetensors.numpy
 
-from edgewright.calibrate import Grid, Observed, observe
+from edgewright import post_training
+from edgewright.calibrate import Grid, Observed
 from edgewright.errors import ExportError
 from edgewright.golden import golden_inputs, golden_of_parts
 from edgewright.graph import float_graph, forward_parameters, onnx_function
@@ -25,9 +26,8 @@ from edgewright.normalform import normalize
 from edgewright.parts import GraphPart, partition
 from edgewright.progress import OnProgress, Progress
 from edgewright.qdq import Given, is_quantized, read_quantized
-from edgewright.quantization import Quantized, activations_to_observe, quantize_graph
+from edgewright.quantization import Quantized, activations_to_observe
 from edgewright.recipe import Quantize
-from edgewright.rounding import rounded
 from edgewright.samples import (
     MAX_CALIBRATION_SAMPLES,
     Samples,
@@ -38,7 +38,6 @@ from edgewright.samples import (
 )
 from edgewright.telling import telling_samples
 from edgewright.trained_graph import read_trained
-from edgewright.update import small_update
 from edgewright.weights import base_grids, byte_ranges, with_external_data
 from edgewright.widening import split_wide
 from edgewright.wiring import check_ports
@@ -144,8 +143,11 @@ def export(
 
     settings = Quantize() if trained is not None or quantize is None else quantize
     chosen = activations_to_observe(graph, given) if trained is None else []
+    observed: Mapping[str, Observed] | None = None
+    if sequences is not None and settings.keep_float:
+        raise ExportError("keep_float is not for a model of several lengths, which is native as a whole")
     if trained is not None:
-        drawn, observed = drawn_samples(graph, trained[0].grids), trained[1]
+        drawn = drawn_samples(graph, trained[0].grids)
         samples = drawn if calibration is None else calibration_samples(calibration, graph)
     elif calibration is None and given is not None:
         if chosen:
@@ -153,50 +155,20 @@ def export(
                 f"the file leaves {len(chosen)} values in floating point that need a grid, such as "
                 f"{chosen[0]!r}; give calibration samples"
             )
-        samples, observed = drawn_samples(graph, given.grids), dict[str, Observed]()
+        samples, observed = drawn_samples(graph, given.grids), {}
     else:
         samples = calibration_samples(() if calibration is None else calibration, graph)
-        observed = observe(
-            graph,
-            [v.name for v in (*graph.graph.input, *graph.graph.output)] + chosen,
-            samples,
-            lambda done, total: report(Progress(step="calibrate", done=done, total=total)),
-            histograms=settings.calibration != "minmax",
-        )
-        if dead := [n for n in chosen if observed[n].minimum == observed[n].maximum == 0]:
-            note = f"dead, as these values are zero for all calibration samples: {', '.join(dead)}"
-            report(Progress(step="calibrate", done=1, total=1, note=note))
     smaller = settings.update == "small"
     if smaller and base is None:
         raise ExportError('update = "small" needs `base`, the artifact now on the devices')
     grids = base_grids(base, integers=smaller) if base else None
-    quantized = (
-        trained[0]
-        if trained is not None
-        else quantize_graph(
-            graph,
-            observed,
-            method=settings.calibration,
-            percentile=settings.percentile,
-            base=grids,
-            overflow_safe=settings.overflow_safe,
-            given=given,
-            activations=settings.activations,
+    if trained is not None:
+        done = post_training.PostTraining(graph=graph, observed=trained[1], quantized=trained[0])
+    else:
+        done = post_training.quantize(
+            graph, settings, samples, base=grids, given=given, observed=observed, report=report
         )
-    )
-    if settings.rounding != "nearest":
-        quantized = rounded(quantized, graph, samples, overflow_safe=settings.overflow_safe, report=report)
-    if smaller and grids is not None:
-        update = small_update(
-            quantized,
-            graph,
-            grids.integers,
-            samples,
-            most_loss=settings.update_loss,
-            overflow_safe=settings.overflow_safe,
-            report=report,
-        )
-        quantized = update.quantized
+    graph, quantized = done.graph, done.quantized
     note = _kept(given, len(chosen)) if given else ""
     note = "trained already: its integers and grids are kept" if trained is not None else note
     if quantized.narrowed:
@@ -207,7 +179,7 @@ def export(
     shared = None
     if sequences is not None:
         with _refused_by_the_engine():
-            shared = programs(sequences, quantized, observed, samples, settings, grids, mask)
+            shared = programs(sequences, done, samples, settings, grids, mask)
         report(Progress(step="lengths", done=1, total=1, note=shared.note))
     weights = shared.weights if shared else safetensors.numpy.save(dict(sorted(quantized.weights.items())))
     made = _Made(weights=weights, ranges=byte_ranges(weights))
@@ -227,11 +199,12 @@ def export(
         producer=f"edgewright {version('edgewright')}",
         targets=(target.name,),
         inputs=tuple(
-            _port(v, quantized, observed, samples, sequences.axes if sequences else {})
+            _port(v, quantized, done.observed, samples, sequences.axes if sequences else {})
             for v in graph.graph.input
         ),
         outputs=tuple(
-            _port(v, quantized, observed, samples, shared.free if shared else {}) for v in graph.graph.output
+            _port(v, quantized, done.observed, samples, shared.free if shared else {})
+            for v in graph.graph.output
         ),
         files={**made.files, "weights.safetensors": weights},
         parts=tuple(made.parts),

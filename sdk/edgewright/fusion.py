@@ -37,8 +37,16 @@ class Fusion:
         biases: Outputs of the Adds that add a bias to MatMul.
     """
 
-    def __init__(self, graph: Wiring, on_grids: Collection[str] = ()) -> None:
-        """Looks through a graph; `on_grids` are values that must lie on grids of their own."""
+    def __init__(
+        self, graph: Wiring, on_grids: Collection[str] = (), keep_float: Collection[str] = ()
+    ) -> None:
+        """Looks through a graph.
+
+        Args:
+            graph: Normalized.
+            on_grids: Values that must lie on grids of their own.
+            keep_float: Names of layers that stay in floating point, with what is behind them.
+        """
         self.graph, self.on_grids = graph, frozenset(on_grids)
         self.shapes, kinds = graph.infer(1)
         self.floating = {n for n, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
@@ -46,6 +54,7 @@ class Fusion:
         self.biases: set[str] = set()
         self.masks: dict[str, tuple[str, str]] = {}
         self.inside: set[str] = set()
+        self._kept = self._kept_nodes(keep_float)
         self._behind_layers()
         self._functions()
         self.integer = {i for i, n in enumerate(graph.nodes) if self._is_integer(n)}
@@ -57,6 +66,21 @@ class Fusion:
 
     # Layers
 
+    def _kept_nodes(self, names: Collection[str]) -> set[int]:
+        """Nodes that stay floating-point, by `id`: layers, their biases and activations."""
+        kept: set[int] = set()
+        for node in self.graph.nodes:
+            if node.name not in names:
+                continue
+            kept.add(id(node))
+            after = self._only_reader(node.output[0])
+            if after is not None and node.op_type == "MatMul" and after.op_type == "Add":
+                kept.add(id(after))
+                after = self._only_reader(after.output[0])
+            if after is not None and after.op_type in ACTIVATIONS:
+                kept.add(id(after))
+        return kept
+
     def _behind_layers(self) -> None:
         """Biases, activations, scales and masks that a layer takes in."""
         constants = self.graph.constants
@@ -64,7 +88,7 @@ class Fusion:
         for node in self.graph.nodes:
             result = node.output[0] if node.output else ""
             after = self._only_reader(result)
-            if after is None:
+            if after is None or id(node) in self._kept:
                 continue
             if node.op_type == "MatMul" and after.op_type == "Add" and self.is_linear(node):
                 other = [n for n in after.input if n != result]
@@ -185,7 +209,13 @@ class Fusion:
         for node in self.graph.nodes:
             moving = moving_inputs(node, self.graph.constants)
             result = node.output[0] if node.output else ""
-            if moving is None or result in self.fused or result in self.masks or result in self.dropped:
+            if (
+                moving is None
+                or id(node) in self._kept
+                or result in self.fused
+                or result in self.masks
+                or result in self.dropped
+            ):
                 continue
             found = {n if n in own else roots.get(n, n) for n in moving}
             if len(found) != 1:
@@ -206,7 +236,7 @@ class Fusion:
         """Whether this node, in this form, runs in integers."""
         constants, given = self.graph.constants, attributes(node)
         op, result = node.op_type, node.output[0] if node.output else ""
-        if result not in self.floating or not node.input:
+        if result not in self.floating or not node.input or id(node) in self._kept:
             return False
         fixed = [n in constants for n in node.input]
         if op in {"Conv", "ConvTranspose", "Gemm"}:

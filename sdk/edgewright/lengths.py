@@ -18,12 +18,13 @@ import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
-from edgewright.calibrate import Grid, Observed
+from edgewright.calibrate import Grid
 from edgewright.errors import ExportError
 from edgewright.golden import GOLDEN_BYTES, GOLDEN_SAMPLES
 from edgewright.indices import tabulate
 from edgewright.lower import lower
 from edgewright.normalform import normalize
+from edgewright.post_training import PostTraining
 from edgewright.quantization import BaseGrids, Quantized, activations_to_observe, quantize_graph
 from edgewright.recipe import Quantize
 from edgewright.rounding import like
@@ -147,8 +148,7 @@ class Programs:
 
 def programs(
     sequences: Sequences,
-    largest: Quantized,
-    observed: Mapping[str, Observed],
+    largest: PostTraining,
     samples: Samples,
     settings: Quantize,
     base: BaseGrids | None,
@@ -159,7 +159,6 @@ def programs(
     Args:
         sequences: The graph and its lengths.
         largest: The graph of the largest length, quantized.
-        observed: What calibration saw of it.
         samples: By input name, of the largest length.
         settings: As for the largest.
         base: As for the largest.
@@ -173,14 +172,14 @@ def programs(
     *shorter, top = sequences.sizes
     if mask is not None and mask not in sequences.axes:
         raise ExportError(f"mask {mask!r}: the inputs with a length are {sorted(sequences.axes)}")
-    quantized = {top: largest}
-    store, free = dict(largest.weights), dict[str, int]()
+    quantized = {top: largest.quantized}
+    store, free = dict(largest.quantized.weights), dict[str, int]()
     names = {top: {n: n for n in store}}
     tried = 1 + sequences.sizes[0] // 2  # a length without a program of its own
     for length in dict.fromkeys((*shorter, tried)):
-        graph = sequences.at(length)
-        free |= _free_outputs(graph, length, largest.model)
-        quantized[length] = _like(graph, length, observed, settings, base, largest.model)
+        graph = largest.preparation.of(sequences.at(length))
+        free |= _free_outputs(graph, length, largest.quantized.model)
+        quantized[length] = _like(graph, length, settings, base, largest)
         if length in sequences.sizes:
             names[length] = _shared(quantized[length].weights, store, length)
     weights = _saved(store)
@@ -232,40 +231,40 @@ def _fewer(inputs: Samples, lengths: int) -> Samples:
 def _like(
     graph: onnx.ModelProto,
     length: int,
-    observed: Mapping[str, Observed],
     settings: Quantize,
     base: BaseGrids | None,
-    largest: onnx.ModelProto,
+    largest: PostTraining,
 ) -> Quantized:
     """The graph of one length on the grids of the largest."""
-    if missing := set(activations_to_observe(graph)) - observed.keys():
+    if missing := set(activations_to_observe(graph)) - largest.observed.keys():
         raise ExportError(
             f"at length {length} the graph has a value {min(missing)!r} that the largest lacks, so they "
             "cannot share their grids; export it for one length"
         )
-    constants = initializers(largest)
+    constants = initializers(largest.quantized.model)
     grids = {
         node.input[0]: Grid(
             scale=float(constants[node.input[1]]),
             zero_point=int(constants[node.input[2]]),
             dtype="int16" if constants[node.input[0]].dtype == np.int16 else "uint8",
         )
-        for node in largest.graph.node
+        for node in largest.quantized.model.graph.node
         if node.op_type == "DequantizeLinear"
         and node.input[0] in constants
         and constants[node.input[0]].dtype in (np.uint8, np.int16)
     }
     made = quantize_graph(
         graph,
-        observed,
+        largest.observed,
         method=settings.calibration,
         percentile=settings.percentile,
         base=base,
         overflow_safe=settings.overflow_safe,
         activations=settings.activations,
         constants=grids,
+        widened=largest.quantized.widened,
     )
-    return like(made, largest)
+    return like(made, largest.quantized.model)
 
 
 def _shared(

@@ -3,11 +3,12 @@
 A transformer's stream, the sum that runs through its blocks, has a few values a hundred times larger than the
 others; on 256 steps the others vanish. It is what sums, norms and softmax read, and these do not multiply by
 weights: 16 bits cost next to nothing there. So "mixed" has uint8 where products are computed and int16 where
-those read. "int16" is 16 bits wherever the engine has them.
+those read. "int16" is 16 bits wherever the engine has them. "auto" has them where allocation.py says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import onnx
@@ -15,7 +16,7 @@ import onnx
 from edgewright.fusion import GRID_KEEPERS, POOLS, Fusion
 from edgewright.wiring import Wiring
 
-Activations = Literal["uint8", "int16", "mixed"]
+Activations = Literal["uint8", "int16", "mixed", "auto"]
 
 SUMS = frozenset({"Add", "Sub", "LayerNormalization", "Softmax"})
 UINT8_ONLY = frozenset({"Resize", "ConvTranspose"})
@@ -26,16 +27,33 @@ class Precision:
 
     Attributes:
         wide: Names of the values that are int16.
+        deep: Those of them that "auto" has layers and functions read as int16 too.
     """
 
-    def __init__(self, graph: Wiring, fusion: Fusion, activations: Activations) -> None:
+    def __init__(
+        self,
+        graph: Wiring,
+        fusion: Fusion,
+        activations: Activations,
+        widened: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Decides.
+
+        Args:
+            graph: Normalized.
+            fusion: Of it.
+            activations: How.
+            widened: For "auto": the values that are int16, and whether layers read them so too.
+        """
         self._fusion, self._activations = fusion, activations
         self._constants, self._outputs = graph.constants, set(graph.outputs)
         self._readers = graph.readers()
         self._integer = {id(n) for i, n in enumerate(graph.nodes) if i in fusion.integer}
         masks = {mask for _, mask in fusion.masks.values()}
         self._masks = masks | {fusion.roots[m] for m in masks if m in fusion.roots}
+        self._widened = dict(widened or {})
         self.wide: set[str] = set()
+        self.deep: set[str] = set()
         if activations == "uint8":
             return
         for name in graph.inputs:
@@ -47,6 +65,8 @@ class Precision:
             if self._keeps(node):
                 if node.input[0] in self.wide:
                     self.wide.add(result)
+                if node.input[0] in self.deep:
+                    self.deep.add(result)
             elif node.op_type != "Softmax" and node.op_type not in UINT8_ONLY:
                 self._decide(result)
 
@@ -61,11 +81,32 @@ class Precision:
             return True
         if op == "Mul" and not self._is_function(node):
             return True
-        return self._activations == "int16"
+        return self._activations == "int16" or any(n in self.deep for n in node.input)
+
+    def reads_deep(self, name: str) -> dict[int, bool]:
+        """The integer nodes that read a value, by `id`, and whether each does so as a layer or a function."""
+        found: dict[int, bool] = {}
+        for node in self._readers.get(name, []):
+            if id(node) not in self._integer:
+                continue
+            if self._keeps(node):
+                behind = self.reads_deep(node.output[0])
+                found[id(node)] = bool(behind) and all(behind.values())
+            else:
+                plain = node.output[0] in self._fusion.masks or node.op_type in SUMS | POOLS | {
+                    "Concat",
+                    "Mul",
+                }
+                found[id(node)] = not plain or self._is_function(node)
+        return found
 
     def _decide(self, name: str) -> None:
         fusion = self._fusion
-        if name in fusion.floating and name not in fusion.inside and self._gains(name):
+        if name not in fusion.floating or name in fusion.inside:
+            return
+        if self._widened.get(name):
+            self.deep.add(name)
+        if name in self._widened if self._activations == "auto" else self._gains(name):
             self.wide.add(name)
 
     def _gains(self, name: str) -> bool:

@@ -9,7 +9,7 @@ Inference", with per-channel weights as in Krishnamoorthi 2018, arXiv:1806.08342
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Quantized:
         weights: Constants that belong into weights.safetensors, by name.
         kept_grids: How many activation grids and weight channels were taken from the base.
         narrowed: Layers that read uint8 though int16 was wanted, as their sums could leave 32 bits.
+        widened: Values that are int16 because of "auto", and whether layers read them so too.
     """
 
     model: onnx.ModelProto
@@ -65,13 +66,22 @@ class Quantized:
     weights: Mapping[str, npt.NDArray[Any]]
     kept_grids: int
     narrowed: tuple[str, ...] = ()
+    widened: Mapping[str, bool] = field(default_factory=dict)
 
 
-def activations_to_observe(model: onnx.ModelProto, given: Given | None = None) -> list[str]:
-    """Names of the values that get a grid of their own from calibration, inputs of the graph among them."""
+def activations_to_observe(
+    model: onnx.ModelProto, given: Given | None = None, keep_float: Collection[str] = ()
+) -> list[str]:
+    """Names of the values that get a grid of their own from calibration, inputs of the graph among them.
+
+    Args:
+        model: A normalized float graph.
+        given: What a quantized file has decided.
+        keep_float: Names of layers that stay in floating point.
+    """
     graph = Wiring(model)
     grids: Mapping[str, Grid] = given.grids if given else {}
-    fusion = Fusion(graph, grids)
+    fusion = Fusion(graph, grids, keep_float)
     names: list[str] = []
     for index, node in enumerate(graph.nodes):
         if index in fusion.integer:
@@ -94,6 +104,8 @@ def quantize_graph(
     given: Given | None = None,
     activations: Activations = "uint8",
     constants: Mapping[str, Grid] | None = None,
+    keep_float: Collection[str] = (),
+    widened: Mapping[str, bool] | None = None,
 ) -> Quantized:
     """Inserts QuantizeLinear and DequantizeLinear around every operator that runs in integers.
 
@@ -107,6 +119,8 @@ def quantize_graph(
         given: What a quantized file has decided; it stands, and only the rest is chosen here.
         activations: Which of them are int16 (precision.py); those of a quantized file are as it says.
         constants: Grids of constant operands that are decided already, by name.
+        keep_float: Names of layers that stay in floating point.
+        widened: For activations "auto": the values that are int16, and whether layers read them so too.
 
     Raises:
         ExportError: A weight is NaN or infinite, or nothing in the graph can run in integers.
@@ -121,6 +135,8 @@ def quantize_graph(
         given or Given(),
         activations,
         constants or {},
+        keep_float,
+        widened or {},
     ).run()
 
 
@@ -136,12 +152,15 @@ class _Quantizer:
         given: Given,
         activations: Activations,
         fixed: Mapping[str, Grid],
+        keep_float: Collection[str],
+        widened: Mapping[str, bool],
     ) -> None:
         self.graph, self.given = Wiring(model), given
-        self.fusion = Fusion(self.graph, given.grids)
+        self.fusion = Fusion(self.graph, given.grids, keep_float)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
         self.overflow_safe, self.fixed = overflow_safe, fixed
-        self.precision = Precision(self.graph, self.fusion, "uint8" if given.grids else activations)
+        self.widened = widened
+        self.precision = Precision(self.graph, self.fusion, "uint8" if given.grids else activations, widened)
         self.narrowed: list[str] = []
         self.constants = dict(self.graph.constants)
         self.qdq = QdqGraph(self.graph, self.constants)
@@ -178,6 +197,7 @@ class _Quantizer:
             weights=self.qdq.weights,
             kept_grids=self.kept,
             narrowed=tuple(self.narrowed),
+            widened=self.widened,
         )
 
     # Nodes
@@ -351,7 +371,7 @@ class _Quantizer:
 
     def _grid_read(self, name: str, *, takes: bool) -> Grid:
         """The grid on which a node reads a value."""
-        return self.grids[name] if takes or name not in self.precision.wide else self.grids[_narrow(name)]
+        return self.grids[name] if takes or name not in self.precision.wide else self.grids[narrow_name(name)]
 
     def _activation(self, name: str, *, takes: bool = True) -> str:
         """The name to read an input by: dequantized, where it has a grid; from uint8 unless `takes`."""
@@ -364,10 +384,10 @@ class _Quantizer:
             self._boundary(name, self._grid(name), produced=None)
         if takes or name not in self.precision.wide:
             return self.dequantized[name]
-        if _narrow(name) not in self.grids:
-            self.grids[_narrow(name)] = self._narrow_grid(name)
-            self._requantized(name, _narrow(name), self.grids[_narrow(name)])
-        return f"{_narrow(name)}_dequantized"
+        if narrow_name(name) not in self.grids:
+            self.grids[narrow_name(name)] = self._narrow_grid(name)
+            self._requantized(name, narrow_name(name), self.grids[narrow_name(name)])
+        return f"{narrow_name(name)}_dequantized"
 
     def _narrow_grid(self, name: str) -> Grid:
         """A grid of uint8 for a value that lies on one of int16, perhaps moved from where it was observed."""
@@ -522,7 +542,7 @@ class _Quantizer:
         return self.qdq.weight(own, integers, scale, f"{own}.scale", 0)
 
 
-def _narrow(name: str) -> str:
+def narrow_name(name: str) -> str:
     """The name of an int16 value on a grid of uint8."""
     return f"{name}_to_uint8"
 

@@ -216,7 +216,16 @@ class Quantize:
             distribution, Migacz 2017).
         percentile: The part of the values, in percent, that "percentile" keeps.
         activations: Their integers: "uint8"; "mixed", with int16 where sums, norms and softmax read, as in a
-            transformer, and uint8 where layers do; or "int16", wherever the engine has it.
+            transformer, and uint8 where layers do; "int16", wherever the engine has it; or "auto": int16
+            where it gains most for its cost, until `min_sqnr_db` holds.
+        min_sqnr_db: For "auto": signal to quantization noise ratio, dB, of outputs on calibration samples.
+        keep_float: Layers, such as "layers.0.up", that stay in floating point; ONNX Runtime runs them.
+        equalize: Makes the weights of neighbouring layers equally large (Nagel et al. 2019).
+        smooth: Moves outlier channels of activations into the weights that read them (Xiao et al. 2023): by
+            "fixed" as far as `smooth_alpha` says, by "search" as far as is best for each layer.
+        smooth_alpha: For "fixed": how much moves into the weights, 0..1.
+        correct_bias: Takes off the biases what quantization adds to the mean of each output (Nagel et al.
+            2019).
         overflow_safe: Chooses weights whose products may be added in 16 bits, "pairs" or "quads" of them at a
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
         rounding: Which integers stand for the weights: the "nearest", or by "gptq" those that keep a layer's
@@ -229,7 +238,13 @@ class Quantize:
 
     calibration: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     percentile: float = _number(99.99, 50, 100, above=True)
-    activations: Literal["uint8", "mixed", "int16"] = "uint8"
+    activations: Literal["uint8", "mixed", "int16", "auto"] = "uint8"
+    min_sqnr_db: float = _number(30.0, 0, 100, above=True)
+    keep_float: tuple[str, ...] = ()
+    equalize: bool = False
+    smooth: Literal["off", "fixed", "search"] = "off"
+    smooth_alpha: float = _number(0.5, 0, 1)
+    correct_bias: bool = False
     overflow_safe: Literal["off", "pairs", "quads"] = "off"
     rounding: Literal["nearest", "gptq"] = "nearest"
     update: Literal["exact", "small"] = "exact"
@@ -237,6 +252,17 @@ class Quantize:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    def for_floats(self) -> list[str]:
+        """The keys that are set and want a trained float model, not one that has integers already."""
+        wanted = {
+            'activations = "auto"': self.activations == "auto",
+            "keep_float": bool(self.keep_float),
+            "equalize": self.equalize,
+            "smooth": self.smooth != "off",
+            "correct_bias": self.correct_bias,
+        }
+        return [name for name, on in wanted.items() if on]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +294,10 @@ class Recipe:
         if self.qat is not None and self.quantize.rounding != "nearest":
             raise ValueError(
                 "quantize.rounding: with [qat], weights learn on the integers nearest to them; leave out one"
+            )
+        if self.qat is not None and (wanted := self.quantize.for_floats()):
+            raise ValueError(
+                f"quantize: with [qat], leave out {', '.join(wanted)}; training takes their place"
             )
 
     @classmethod
@@ -396,7 +426,8 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
         raise ValueError(f"{name}: {value!r} is not one of {allowed}")
     elif get_origin(wanted) is tuple:
         kind = get_args(wanted)[0]
-        if isinstance(value, Sequence) and all(isinstance(item, kind) for item in value):
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if listed and all(isinstance(item, kind) for item in value):
             return tuple(value)
         raise ValueError(f"{name}: {value!r} is not a sequence of {kind.__name__}")
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):

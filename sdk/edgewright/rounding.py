@@ -82,12 +82,12 @@ def with_integers(
 
 
 def like(quantized: Quantized, other: onnx.ModelProto) -> Quantized:
-    """With the integers that another graph has for the weights of the same name, shape and scales."""
+    """With the integers that another graph has for weights and biases of the same name, shape and scales."""
     theirs = initializers(other)
     same = {
         name: theirs[name]
         for name, value in quantized.weights.items()
-        if value.dtype == np.int8
+        if value.dtype in (np.int8, np.int32)
         and name in theirs
         and theirs[name].shape == value.shape
         and np.array_equal(theirs.get(f"{name}.scale", ()), quantized.weights.get(f"{name}.scale", (0,)))

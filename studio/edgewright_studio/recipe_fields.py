@@ -119,7 +119,7 @@ def _form_fields(kind: type[Any]) -> tuple[FormField, ...]:
 
 def _form_field(each: Field[Any], hint: Any, help_text: str) -> FormField | None:
     """None for a field that a form cannot hold, and for a choice of one."""
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    choices = (False, True) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
     kind: FieldKind | None = "choice" if len(choices) > 1 else _KINDS.get(hint)
     if kind is None or each.name in _NOT_IN_FORM:
         return None

@@ -213,6 +213,27 @@ def test_export_writes_beside_the_model_what_it_tells(call: Call, files: Path, t
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.ew", "told.json"}
 
 
+def test_sensitivity_shows_every_layer_and_what_labels_lose(call: Call, files: Path, tmp_path: Path) -> None:
+    found = call(
+        f"edgewright sensitivity {files}/m.onnx --calibration {files}/x.npz --json {tmp_path}/told.json"
+    )
+    assert (found.code, found.err) == (0, "")
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["accuracy"] is None
+    assert len(told["layers"]) >= 3
+    for row in told["layers"]:
+        assert f"│ {row['layer']} " in found.out
+    with np.load(files / "x.npz") as archive:
+        x = archive["x"][:40]
+    np.savez(tmp_path / "labelled.npz", x=x, y=np.zeros(40, np.int64))
+    done = call(
+        f"edgewright sensitivity {files}/m.onnx --calibration {files}/x.npz --data {tmp_path}/labelled.npz"
+    )
+    assert done.code == 0
+    assert "accuracy lost, points" in done.out
+    assert "measured on 40 samples" in done.out
+
+
 def test_export_tells_what_falls_back_unless_it_may_not(call: Call, tmp_path: Path) -> None:
     nodes: list[Node] = [("Gemm", ["x", "w"], "h", {"transB": 1}), ("CumSum", ["h", "axis"], "y", {})]
     made = graph(nodes, {"x": (6,)}, {"y": (4,)}, {"w": normal(4, 6), "axis": np.int64(1)})

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from edgewright.errors import RecipeError
-from edgewright.recipe import Distill, Finetune, LayerLoss, Progressive, Prune, Quantize, Recipe
+from edgewright.recipe import Distill, Finetune, LayerLoss, Progressive, Prune, Qat, Quantize, Recipe
 
 LAYERS = (
     LayerLoss(student="a.0", teacher="b"),
@@ -142,3 +142,13 @@ def test_unreadable_file_is_a_recipe_error(content: bytes | None, tmp_path: Path
 def test_bad_value_in_code_is_a_value_error(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         kind(**values)
+
+
+def test_what_is_for_trained_float_models_is_not_for_training_on_integers() -> None:
+    with pytest.raises(ValueError, match="leave out equalize, correct_bias; training takes their place"):
+        Recipe(name="both", qat=Qat(), quantize=Quantize(equalize=True, correct_bias=True))
+
+
+def test_a_text_is_not_a_list_of_layers() -> None:
+    with pytest.raises(RecipeError, match="keep_float: 'conv' is not a sequence of str"):
+        Recipe.from_toml('name = "text"\n[quantize]\nkeep_float = "conv"')
