@@ -80,14 +80,18 @@ class Position:
         yield from passing
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Saves where the training is after what is done here, if it is time, or if that raises."""
+    def kept(self, *, finished: bool) -> Iterator[None]:
+        """Saves where the training is after what is done here: if it is time, or if that raises.
+
+        Args:
+            finished: This is its end, which is always saved.
+        """
         try:
             yield
         except BaseException:  # KeyboardInterrupt too
             self._save()
             raise
-        if self._checkpoint is not None and self._checkpoint.due():
+        if self._checkpoint is not None and (finished or self._checkpoint.due()):
             self._save()
 
     def resume(self) -> None:

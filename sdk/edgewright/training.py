@@ -90,6 +90,9 @@ def fit(
         torch.manual_seed(seed)
         position = Position(learning, optimizer, torch.Generator().manual_seed(seed), checkpoint, step)
         position.resume()
+        if position.done == total and progress is not None:
+            note = f"{step}: was done before"
+            progress(Progress(step=step, done=total, total=total, begun=total, note=note))
         for epoch in range(position.done // batches_per_epoch + 1, how.epochs + 1):
             model.train()
             for batch in position.rest(data.train, batches_per_epoch):
@@ -112,7 +115,7 @@ def fit(
                 metrics = {"epoch": float(epoch), "loss": position.mean_loss()}
                 if progress is not None and last:
                     metrics["accuracy"] = evaluate(model, data.validation)
-                with position.kept():
+                with position.kept(finished=position.done == total):
                     if progress is not None:
                         progress(
                             Progress(
