@@ -16,6 +16,7 @@ from typing import Any
 
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
 from prune_table import pruned
+from qat_table import trained
 from where import where
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +116,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "int8-figures": ("int8", figures),
     "precision": ("precision", precision),
     "prune": ("prune", pruned),
+    "qat": ("qat", trained),
 }
 
 
