@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgewright import digits
+    from edgewright.budgets import Budget
     from edgewright.compression import compress
     from edgewright.data import Data
     from edgewright.distillation import distill
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         PublishError,
         RecipeError,
         SdkError,
+        SearchError,
         VerifyError,
     )
     from edgewright.exporting import export
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from edgewright.float_onnx import OnnxFile, export_onnx
     from edgewright.latency import Latency, measure
     from edgewright.models import load_model, save_model
+    from edgewright.pareto import SearchReport
     from edgewright.progress import OnProgress, Progress
     from edgewright.publishing import publish
     from edgewright.recipe import (
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
         Recipe,
         Training,
     )
+    from edgewright.searching import search
     from edgewright.sensitivity import LayerSensitivity, Sensitivity, sensitivity
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "Budget",
     "Check",
     "CompressError",
     "Data",
@@ -75,6 +80,8 @@ __all__ = [
     "RecipeError",
     "Runner",
     "SdkError",
+    "SearchError",
+    "SearchReport",
     "Sensitivity",
     "Target",
     "Training",
@@ -91,6 +98,7 @@ __all__ = [
     "measure",
     "publish",
     "save_model",
+    "search",
     "sensitivity",
     "sqnr_db",
     "target_names",
@@ -100,6 +108,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "budgets": ("Budget",),
     "compression": ("compress",),
     "data": ("Data",),
     "distillation": ("distill",),
@@ -110,6 +119,7 @@ _HOMES = {
         "PublishError",
         "RecipeError",
         "SdkError",
+        "SearchError",
         "VerifyError",
     ),
     "exporting": ("export",),
@@ -117,6 +127,7 @@ _HOMES = {
     "float_onnx": ("OnnxFile", "export_onnx"),
     "latency": ("Latency", "measure"),
     "models": ("load_model", "save_model"),
+    "pareto": ("SearchReport",),
     "progress": ("OnProgress", "Progress"),
     "publishing": ("publish",),
     "recipe": (
@@ -130,6 +141,7 @@ _HOMES = {
         "Recipe",
         "Training",
     ),
+    "searching": ("search",),
     "sensitivity": ("LayerSensitivity", "Sensitivity", "sensitivity"),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),

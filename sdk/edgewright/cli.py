@@ -77,6 +77,14 @@ LockedOption = Annotated[
     Path | None,
     typer.Option("--locked", help="A lock of an earlier run: refuse what differs from it.", metavar="LOCK"),
 ]
+BudgetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="QUANTITY=LIMIT",
+        help="Search for a recipe: latency=5ms, size=200kB, or latency=60% of the model in INT8 alone.",
+    ),
+]
 TeacherOption = Annotated[
     str | None, typer.Option("--teacher", help="The teacher, as MODEL.", metavar="MODEL")
 ]
@@ -126,28 +134,50 @@ def demo(
 @app.command()
 def compress(
     model: Model,
-    recipe: Annotated[Path, typer.Option(help="The recipe, TOML.")],
     data: DataSource,
     out: Out,
+    recipe: Annotated[Path | None, typer.Option(help="The recipe, TOML; a search may do without.")] = None,
     weights: Weights = None,
     teacher: TeacherOption = None,
     teacher_weights: TeacherWeights = None,
     target: TargetOption = None,
     checkpoint: CheckpointOption = None,
     locked: LockedOption = None,
+    budget: BudgetOption = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(help="For a search: points that may be lost against the float model; -1 by default."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="For a search: recipes to try; 30 by default.")
+    ] = None,
+    confirm: Annotated[
+        Path | None,
+        typer.Option(help="For a search: .npz with x, y to confirm the winner on; else half of validation."),
+    ] = None,
+    search: Annotated[
+        Path | None, typer.Option(help="For a search: the folder of its trials; else NAME.search.")
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Distil, prune and fine-tune a model as a recipe says; with --out NAME.ew also quantize it.
 
     Beside the result goes NAME.lock: recipe, digests of model and data, versions. What was cut off goes on
-    where it was when the same command runs again.
+    where it was when the same command runs again. With --budget, search for a recipe that meets it and keeps
+    the accuracy; then NAME.toml has the recipe found.
     """
     from edgewright.compress_command import Wanted, run_compress
     from edgewright.recipe import Recipe
 
+    only_searching = {"min-accuracy": min_accuracy, "trials": trials, "confirm": confirm, "search": search}
+    for name, value in only_searching.items():
+        if value is not None and not budget:
+            raise typer.BadParameter("is for a search; give a --budget too", param_hint=f"--{name}")
+    if recipe is None and not budget:
+        raise typer.BadParameter("give one; only a search may do without", param_hint="--recipe")
     wanted = Wanted(
         model=model,
-        recipe=Recipe.from_toml(recipe),
+        recipe=Recipe.from_toml(recipe) if recipe else Recipe(name="search"),
         data=data,
         out=out,
         weights=weights,
@@ -157,6 +187,11 @@ def compress(
         checkpoint=checkpoint,
         locked=locked,
     )
+    if budget:
+        from edgewright.search_command import Asked, run_search
+
+        asked = Asked.parsed(budget, min_accuracy, trials, confirm, search or out.with_suffix(".search"))
+        raise typer.Exit(run_search(wanted, asked, json_to))
     raise typer.Exit(run_compress(wanted, json_to))
 
 

@@ -72,13 +72,19 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
     Raises:
         SdkError: It cannot be done; the message says why.
     """
+    code, told = carry_out(wanted, console_for(json_to))
+    emit(json_to, told)
+    return code
+
+
+def carry_out(wanted: Wanted, console: Any) -> tuple[int, dict[str, Any]]:
+    """The same, with the results given back: the exit code, and what JSON is told."""
     import edgewright as ew
     from edgewright.compression import lock_of, shares_of
     from edgewright.data import load_data
     from edgewright.lock import Lock
 
-    console = console_for(json_to)
-    _check_out(wanted)
+    check_out(wanted)
     seed = wanted.recipe.seed
     data = load_data(wanted.data)
     onnx = wanted.model.endswith(".onnx")
@@ -108,14 +114,14 @@ def run_compress(wanted: Wanted, json_to: str | None) -> int:
     lock = _with_artifact(lock, wanted).with_result(**_digests(small, artifact))
     lock.write(wanted.out.with_suffix(".lock"))
     told = _report(given, teacher, small, artifact, data, wanted, console)
-    emit(json_to, {"model": str(wanted.out), **told, "notes": notes, "result": dict(lock.result)})
+    told = {"model": str(wanted.out), **told, "notes": notes, "result": dict(lock.result)}
     if wanted.checkpoint is None:
         shutil.rmtree(kept, ignore_errors=True)
     if before is not None and (others := _others(before, lock)):
         what = f"another {' and '.join(others)} than {wanted.locked} has"
         console.print(f"[red]did not hold:[/] the same arguments gave {escape(what)}")
-        return DID_NOT_HOLD
-    return DONE
+        return DID_NOT_HOLD, told
+    return DONE, told
 
 
 def _with_artifact(lock: Lock, wanted: Wanted) -> Lock:
@@ -124,7 +130,8 @@ def _with_artifact(lock: Lock, wanted: Wanted) -> Lock:
     return lock.for_artifact(wanted.out.stem, (wanted.target or detect()).name)
 
 
-def _check_out(wanted: Wanted) -> None:
+def check_out(wanted: Wanted) -> None:
+    """Refuses, before any work, a result that could not be written after it."""
     out = wanted.out
     quantized = wanted.recipe.qat is not None
     program, kind = ("NAME.onnx", "QDQ graph") if quantized else ("NAME.pt2", "torch.export program")

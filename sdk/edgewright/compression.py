@@ -148,8 +148,8 @@ def check_onnx(path: Path, recipe: Recipe, data: Data) -> None:
 
 
 def sections_of(recipe: Recipe) -> tuple[str, ...]:
-    """The sections of a recipe that change a float model: all that it has but `[quantize]`."""
-    known = [each.name for each in fields(recipe) if each.name not in ("name", "seed", "quantize")]
+    """The sections of a recipe that change a float model: all that it has but `[quantize]` and `[search]`."""
+    known = [each.name for each in fields(recipe) if each.name not in ("name", "seed", "quantize", "search")]
     return tuple(name for name in known if getattr(recipe, name) is not None)
 
 

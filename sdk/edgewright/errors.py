@@ -4,6 +4,7 @@
     ├── RecipeError     a recipe file cannot be read, or asks for what does not exist
     ├── DataError       samples or labels are missing, damaged, or do not fit the model
     ├── CompressError   a model cannot be trained, distilled or pruned as asked
+    ├── SearchError     a search cannot be begun or resumed as asked
     ├── ExportError     a model cannot be turned into an artifact for the targets asked for
     ├── VerifyError     an artifact and its reference cannot be compared
     ├── PublishError    an artifact may not, or cannot, become a release
@@ -27,6 +28,10 @@ class DataError(SdkError):
 
 class CompressError(SdkError):
     """A model cannot be trained, distilled or pruned as asked."""
+
+
+class SearchError(SdkError):
+    """A search cannot be begun, or resumed in this folder, as asked; or every trial of it failed."""
 
 
 class ExportError(SdkError):

@@ -7,7 +7,7 @@ reported beside the share of changed decisions and the noise on the outputs, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from edgewright.statistics import mcnemar_p, paired_interval, sqnr_db
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgewright.data import Batch
+    from edgewright.data import Batch, Inputs
+    from edgewright_device import Artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,50 @@ def outputs_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[npt.NDArray[
     if not found:
         raise DataError("there is no data to measure on: the batches are empty")
     return np.concatenate(found), np.concatenate(right)
+
+
+def artifact_outputs_of(
+    artifact: Artifact, batches: Iterable[Batch]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Runs an artifact over batches in the exact integer engine, or in ONNX Runtime where it has no program.
+
+    Returns:
+        Logits, float32 (samples, classes), of its first output, and labels, (samples,).
+
+    Raises:
+        DataError: There are no batches, or they do not fit the artifact.
+    """
+    import torch
+
+    from edgewright.training import tensors
+    from edgewright_device import Runner
+
+    runner = Runner(artifact, backend="native" if artifact.native else "onnxruntime")
+    found: list[npt.NDArray[Any]] = []
+    right: list[npt.NDArray[np.int64]] = []
+    for batch in batches:
+        inputs, labels = tensors(batch, torch.device("cpu"))
+        try:
+            found.append(runner.run(feed_of(artifact, inputs))[artifact.outputs[0].name])
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{artifact.path}: the data does not fit this artifact: {error}") from error
+        right.append(labels.numpy())
+    if not found:
+        raise DataError("there is no data to measure on: the batches are empty")
+    return np.concatenate(found), np.concatenate(right)
+
+
+def feed_of(artifact: Artifact, inputs: Inputs) -> dict[str, npt.NDArray[Any]]:
+    """A model's inputs by the names that its artifact has for them.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    names = [port.name for port in artifact.inputs]
+    if isinstance(inputs, Mapping):
+        return {name: inputs[name].numpy() for name in names}
+    values = inputs if isinstance(inputs, tuple) else (inputs,)
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
 def described(found: Fidelity) -> str:

@@ -60,7 +60,10 @@ class Remaining:
         self._worked, self._spent_s = 0.0, 0.0  # by the steps before this one, in this run
 
     def __call__(self, report: Progress) -> None:
-        """Hands a report on."""
+        """Hands a report on; one that says itself what remains, as it is."""
+        if report.remaining_s is not None:
+            self._progress(report)
+            return
         if report.step != self._step:
             self._worked += self._shares.get(self._step, 0.0) * self._part
             self._spent_s += self._last_s - self._began_s if self._step in self._shares else 0.0

@@ -18,13 +18,14 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
 from edgewright.errors import RecipeError
+from edgewright.search_space import Space, probes
 
 
 def _number(
@@ -277,6 +278,7 @@ class Recipe:
         finetune: Then train once more, or None.
         qat: Then train with fake quantization, or None.
         quantize: How export turns the result into integers.
+        search: What a search may vary of all this, or None.
     """
 
     name: str
@@ -286,6 +288,7 @@ class Recipe:
     finetune: Finetune | None = None
     qat: Qat | None = None
     quantize: Quantize = field(default_factory=Quantize)
+    search: Space | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -299,6 +302,8 @@ class Recipe:
             raise ValueError(
                 f"quantize: with [qat], leave out {', '.join(wanted)}; training takes their place"
             )
+        if self.search is not None:
+            _check_space(self.search)
 
     @classmethod
     def from_toml(cls, source: Path | str) -> Self:
@@ -327,7 +332,10 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Writes the recipe as TOML text that `from_toml` reads back to an equal recipe."""
-        return tomli_w.dumps(_without_none(asdict(self)))
+        table = _without_none(asdict(self))
+        if self.search is not None:
+            table["search"] = self.search.to_table()
+        return tomli_w.dumps(table)
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,9 +359,11 @@ def _read(kind: type[T], table: Mapping[str, Any], where: str, *, section: str) 
             noun = "section" if isinstance(value, Mapping) else "key"
             raise RecipeError(f"{place}: unknown {noun} {key!r}; {_nearest(key, types)}")
         name = f"{section}.{key}" if section else key
-        part = _PARTS.get(name)
+        part = PARTS.get(name)
         if kind is Distill and key == "layers":
             values[key] = _read_layers(value, where)
+        elif kind is Recipe and key == "search" and isinstance(value, Mapping):
+            values[key] = _read_space(value, place)
         elif part is None:
             values[key] = value
         elif isinstance(value, Mapping):
@@ -377,7 +387,14 @@ def _read_layers(value: Any, where: str) -> tuple[LayerLoss, ...]:
     return tuple(_read(LayerLoss, each, where, section="[distill.layers]") for each in value)
 
 
-_PARTS: Mapping[str, type[Training | Progressive | Prune | Quantize]] = {
+def _read_space(table: Mapping[str, Any], place: str) -> Space:
+    try:
+        return Space.from_table(table)
+    except ValueError as error:
+        raise RecipeError(f"{place}, [search]: {error}") from error
+
+
+PARTS: Mapping[str, type[Training | Progressive | Prune | Quantize]] = {
     "distill": Distill,
     "distill.progressive": Progressive,
     "prune": Prune,
@@ -401,15 +418,36 @@ def _check(part: Recipe | Training | LayerLoss | Progressive | Prune | Quantize)
     """
     types = get_type_hints(type(part))
     for each in fields(part):
-        value = _typed(each.name, getattr(part, each.name), types[each.name])
-        object.__setattr__(part, each.name, value)
-        if "bounds" in each.metadata:
-            low, high, above, below = each.metadata["bounds"]
-            if not low <= value <= high or (above and value == low) or (below and value == high):
-                span = f"{'above' if above else 'at least'} {low:g}"
-                if math.isfinite(high):
-                    span += f" and {'below' if below else 'at most'} {high:g}"
-                raise ValueError(f"{each.name}: {value!r} is out of range; it must be {span}")
+        object.__setattr__(part, each.name, _checked(each, getattr(part, each.name), types[each.name]))
+
+
+def _checked(each: Field[Any], value: Any, wanted: Any) -> Any:
+    """The value as the type wanted, within the bounds of its field."""
+    value = _typed(each.name, value, wanted)
+    if "bounds" in each.metadata:
+        low, high, above, below = each.metadata["bounds"]
+        if not low <= value <= high or (above and value == low) or (below and value == high):
+            span = f"{'above' if above else 'at least'} {low:g}"
+            if math.isfinite(high):
+                span += f" and {'below' if below else 'at most'} {high:g}"
+            raise ValueError(f"{each.name}: {value!r} is out of range; it must be {span}")
+    return value
+
+
+def _check_space(space: Space) -> None:
+    """Checks that a recipe has what a search varies, and may have the values it would try."""
+    for section, keys in space.sections.items():
+        if section not in PARTS:
+            raise ValueError(f"search: there is no section {section!r}; {_nearest(section, PARTS)}")
+        known, types = {each.name: each for each in fields(PARTS[section])}, get_type_hints(PARTS[section])
+        for key, varied in keys.items():
+            if key not in known:
+                raise ValueError(f"search.{section}: unknown key {key!r}; {_nearest(key, known)}")
+            for value in probes(varied):
+                try:
+                    _checked(known[key], value, types[key])
+                except ValueError as error:
+                    raise ValueError(f"search.{section}.{error}") from None
 
 
 def _typed(name: str, value: Any, wanted: Any) -> Any:

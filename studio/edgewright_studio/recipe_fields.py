@@ -20,6 +20,9 @@ Values = dict[str, Any]
 # It is of use only with `layers`, which a form cannot hold; a recipe file sets both.
 _NOT_IN_FORM = frozenset({"mask"})
 
+# What a search may vary is edited in the recipe file.
+_NO_PARTS = frozenset({"search"})
+
 _KINDS: dict[type, FieldKind] = {int: "int", float: "float", str: "text"}
 
 PART_TITLES = {
@@ -60,6 +63,8 @@ def parts() -> tuple[Part, ...]:
     """The sections of a recipe, in its order."""
     found: list[Part] = []
     for name, hint in get_type_hints(ew.Recipe).items():
+        if name in _NO_PARTS:
+            continue
         kinds = [k for k in (get_args(hint) or (hint,)) if is_dataclass(k)]
         if kinds:
             kind = kinds[0]

@@ -668,7 +668,7 @@ def test_a_damaged_artifact_is_refused_by_every_command(
         ("ds_export m.onnx --format tflite", "Invalid value for '--format'"),
         ("edgewright export m.onnx --calibration x.npz --optimize", "--optimize is for --format onnx"),
         ("edgewright export m.onnx --backend gpu", "Invalid value for '--backend'"),
-        ("edgewright compress net.py:make --data d.npz --out a.pt2", "Missing option '--recipe'"),
+        ("edgewright compress net.py:make --data d.npz --out a.pt2", "'--recipe'"),
         ("edgewright distill a.py:a --teacher a.py:b --data d --out a.pt2 --epochs 0", "'--epochs'"),
         ("edgewright distill a.py:a --teacher a.py:b --data d --out a.pt2 --seed -1", "'--seed'"),
         (
