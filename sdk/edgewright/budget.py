@@ -69,7 +69,7 @@ class Stopwatch:
             milliseconds=whole,
             operators=tuple(
                 Operator(
-                    name=f"{op.operator} {op.output}",
+                    name=op.output,
                     macs=op.macs,
                     read=op.read,
                     written=op.written,

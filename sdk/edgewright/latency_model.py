@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ Widths = tuple[int, ...]
 """Units that each group of a model has, in the order of its dependencies."""
 
 Floats = npt.NDArray[np.float64]
+OTHERS = 0.2  # of the time at most is that of operators which not all copies have
+LEAST_US = 0.1  # below it, an error counts as one of so much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,8 @@ class Operator:
     """One operator of one measured model.
 
     Attributes:
-        name: Its kind and what it writes: the same in every copy of the model.
+        name: What it writes: the same in every copy of the model, where its kind may differ (a transpose of
+            one head is a reshape).
         macs: Multiply-accumulates.
         read: Values it reads.
         written: Values it writes.
@@ -80,26 +83,18 @@ class LatencyModel:
     """Predicts milliseconds from widths.
 
     Args:
-        measured: At least two models of different widths, with the same operators.
+        measured: At least two models of different widths, with the same operators for the most part.
 
     Raises:
-        CompressError: Too little was measured, or the operators differ, so that widths alone do not explain
+        CompressError: Too little was measured, or most operators differ, so that widths alone do not explain
             the time.
     """
 
     def __init__(self, measured: Sequence[Measured]) -> None:
         if len({m.widths for m in measured}) < 2:
             raise CompressError("a latency model needs measurements of two widths at least")
-        names = [tuple(op.name for op in m.operators) for m in measured]
-        if len(set(names)) > 1:
-            one, two = (set(found) for found in list(dict.fromkeys(names))[:2])
-            raise CompressError(
-                "narrower copies of this model do not run the same operators "
-                f"({', '.join(sorted(one ^ two)[:4]) or 'in another order'}), so its latency cannot be "
-                "predicted from widths; give `ratio` instead of a budget"
-            )
-        self.measured = tuple(measured)
-        self._lines = _Lines(measured, measured)
+        self.measured = _aligned(measured)
+        self._lines = _Lines(self.measured, self.measured)
 
     def milliseconds(self, widths: Widths) -> float:
         """Predicts a whole run of the model with these widths."""
@@ -113,6 +108,26 @@ class LatencyModel:
             guess = _Lines(self.measured, rest).milliseconds(left_out.widths)
             errors.append(abs(guess / left_out.milliseconds - 1))
         return Error(mean=float(np.mean(errors)), worst=max(errors), count=len(errors))
+
+
+def _aligned(measured: Sequence[Measured]) -> tuple[Measured, ...]:
+    """The same operators in each model: those that not all have count as one, which always takes its mean."""
+    names = [{op.name for op in m.operators} for m in measured]
+    common = set.intersection(*names)
+    found = []
+    for each in measured:
+        kept = sorted((op for op in each.operators if op.name in common), key=lambda op: op.name)
+        others = [op for op in each.operators if op.name not in common]
+        time = sum(op.microseconds for op in others)
+        if time > OTHERS * sum(op.microseconds for op in each.operators):
+            listed = ", ".join(sorted(op.name for op in others)[:4])
+            raise CompressError(
+                f"narrower copies of this model do not run the same operators ({listed}), so its latency "
+                "cannot be predicted from widths; give `ratio` instead of a budget"
+            )
+        rest = Operator(name="others", macs=0, read=0, written=0, microseconds=time)
+        found.append(replace(each, operators=(*kept, rest)))
+    return tuple(found)
 
 
 class _Lines:
@@ -149,9 +164,10 @@ class _Sizes:
         macs = np.array([op.macs for op in ops], np.float64)
         self._read, self._written = _linear(read, widths), _linear(written, widths)
         forms = (read * written, written, read)
-        spreads = [np.ptp(macs / form) / np.mean(macs / form) if macs.any() else 0.0 for form in forms]
+        ratios = [macs / np.maximum(form, 1) for form in forms]
+        spreads = [np.ptp(ratio) / np.mean(ratio) if macs.any() else 0.0 for ratio in ratios]
         self._form = int(np.argmin(spreads))
-        self._macs = float(np.mean(macs / forms[self._form]))
+        self._macs = float(np.mean(ratios[self._form]))
 
     def features(self, widths: Floats) -> Floats:
         """A constant, multiply-accumulates, and values read and written."""
@@ -178,8 +194,10 @@ def _linear(sizes: Floats, widths: Floats) -> Floats:
 
 
 def _line(features: Floats, times: Floats) -> Floats:
-    """Least squares of the relative errors, with no slope below zero."""
-    scale = 1 / np.maximum(times, 1e-3)
+    """Least squares of the relative errors, with no slope below zero; the mean where there is no size."""
+    if not features[:, 1:].any():
+        return np.array([times.mean(), *np.zeros(features.shape[1] - 1)])
+    scale = 1 / np.maximum(times, LEAST_US)
     best, least = np.zeros(features.shape[1]), np.inf
     columns = range(features.shape[1])
     for chosen in chain.from_iterable(combinations(columns, n) for n in range(1, len(columns) + 1)):

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from minilm import Encoder, Layer
 from torch import nn
 
 from edgewright.errors import CompressError
 from edgewright.progress import Progress
 from edgewright.pruning import prune
-from edgewright.recipe import Prune
+from edgewright.recipe import Prune, Quantize
 
 
 def _model() -> nn.Module:
@@ -63,6 +65,29 @@ def test_cancelling_ends_the_measuring() -> None:
 
     with pytest.raises(CancelledError):
         prune(_model(), HOW, X, progress=cancel)
+
+
+@pytest.mark.slow
+def test_a_transformer_comes_within_its_budget_by_heads_and_inner_width() -> None:
+    random = np.random.default_rng(0)
+    ids = torch.from_numpy(random.integers(1, 50, (32, 32)))
+    inputs = {"ids": ids, "mask": torch.ones_like(ids)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Encoder(layers=2, hidden=128, heads=4, inner=256, vocabulary=50, positions=64).eval()
+    reports: list[Progress] = []
+    small = prune(
+        model,
+        Prune(speedup=1.3, heads=0.75, round_to=16, samples=5),
+        inputs,
+        batches=[(inputs, torch.from_numpy(random.integers(0, 2, 32)))],
+        quantize=Quantize(activations="mixed"),
+        progress=reports.append,
+    )
+    assert reports[-1].metrics["speedup"] > 1.2
+    layers = [part for part in small.modules() if isinstance(part, Layer)]
+    assert sum(layer.heads for layer in layers) < 8
+    assert all(layer.query.out_features == 32 * layer.heads for layer in layers)
 
 
 def test_one_budget_is_enough() -> None:
