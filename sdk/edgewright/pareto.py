@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Outcome = Literal["held", "not confirmed", "cannot tell", "not met"]
 
 INK, DIM, GRID = "#1f2937", "#9ca3af", "#e5e7eb"
-HELD, UNSURE, MISSED = "#0f766e", "#b45309", "#9ca3af"
+HELD, UNSURE, MISSED, FRONT = "#0f766e", "#b45309", "#6b7280", "#2563eb"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +168,8 @@ def steps_in_words(trial: Trial, among: Sequence[Trial]) -> str:
 def draw(report: SearchReport, path: Path) -> None:
     """Draws all trials, accuracy over each cost, with their intervals and the front.
 
+    What lost far more than may be lost is drawn at the lower edge, for it would hide all the rest.
+
     Args:
         report: What was found.
         path: A .png file.
@@ -176,12 +178,12 @@ def draw(report: SearchReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     limits = report.demands.limits
-    figure = Figure(figsize=(6.8 * len(limits) + 0.6, 4.8), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(7.0 * len(limits) + 0.6, 4.8), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(limits), squeeze=False, sharey=True)[0]
     for axes, (quantity, limit) in zip(panels, limits.items(), strict=True):
         _panel(axes, report, quantity, limit)
-    panels[0].set_ylabel("accuracy against the float model, points")
+    panels[0].set_ylabel("accuracy against the float model, points", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     temporary = path.with_name(f".{path.name}")
@@ -190,107 +192,126 @@ def draw(report: SearchReport, path: Path) -> None:
 
 
 def _panel(axes: Axes, report: SearchReport, quantity: Quantity, limit: float) -> None:
-    scale, unit = _unit(quantity, max(t.costs[quantity].value for t in report.trials if quantity in t.costs))
-    demands, front = report.demands, report.front
-    axes.set_facecolor("white")
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(DIM)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.axhline(-100 * demands.margin, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.axvline(limit * scale, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    if len(front) > 1:
-        steps = sorted(
-            (t.costs[quantity].value * scale, 100 * t.fidelity.difference) for t in front if t.fidelity
+    """One cost: the allowed region, the trials, the front and the winner."""
+    measured = [t for t in report.trials if t.fidelity is not None and quantity in t.costs]
+    scale, unit = _unit(quantity, max(t.costs[quantity].value for t in measured))
+    low, high = _heights(report, measured)
+    costs = [t.costs[quantity].value * scale for t in measured] + [limit * scale]
+    room = 0.08 * (max(costs) - min(costs) or max(costs))
+    axes.set_xlim(min(costs) - room, max(costs) + room)
+    axes.set_ylim(low, high)
+    _frame(axes)
+    margin = -100 * report.demands.margin
+    axes.fill_between([min(costs) - room, limit * scale], margin, high, color=HELD, alpha=0.07, linewidth=0)
+    axes.plot([min(costs) - room, limit * scale, limit * scale], [margin, margin, high], color=HELD, lw=1)
+    axes.annotate(
+        f"allowed: at most {shown(quantity, limit)}, at least {margin:+g} points",
+        (min(costs) - room, high),
+        (6, -6),
+        textcoords="offset points",
+        va="top",
+        fontsize=8.5,
+        color=HELD,
+    )
+    _front_line(axes, report, quantity, scale)
+    named: set[str] = set()
+    for trial in measured:
+        far = 100 * (trial.fidelity.difference if trial.fidelity else 0) < low
+        name = "" if far else _style(trial)[0]
+        _mark(
+            axes,
+            trial,
+            quantity,
+            scale,
+            low,
+            on_front=trial in report.front,
+            name="" if name in named else name,
         )
-        axes.plot(
-            *zip(*steps, strict=True), color=HELD, linewidth=1.4, alpha=0.55, label="Pareto front", zorder=2
-        )
-    shown_labels: set[str] = set()
-    for trial in report.trials:
-        if trial.fidelity is None or quantity not in trial.costs:
-            continue
-        label, color, marker = _style(trial)
-        on_front = trial in front
-        x, y = trial.costs[quantity].value * scale, 100 * trial.fidelity.difference
-        cost = trial.costs[quantity]
-        low, high = (100 * end for end in trial.fidelity.interval)
-        axes.errorbar(
-            x,
-            y,
-            xerr=[[x - cost.low * scale], [cost.high * scale - x]],
-            yerr=[[y - low], [high - y]],
-            fmt=marker,
-            color=color,
-            ecolor=color,
-            elinewidth=1.0 if on_front else 0.6,
-            markersize=6.5 if on_front else 4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            alpha=1.0 if on_front else 0.35,
-            zorder=4 if on_front else 3,
-            label=None if label in shown_labels else label,
-        )
-        shown_labels.add(label)
+        named.add(name)
+    axes.plot([], [], "v", color=MISSED, linestyle="none", label="far below")
     winner = report.winner
     if winner is not None and winner.fidelity is not None:
         x, y = winner.costs[quantity].value * scale, 100 * winner.fidelity.difference
-        axes.plot(
-            x,
-            y,
-            "o",
-            markersize=13,
-            markerfacecolor="none",
-            markeredgecolor=HELD,
-            markeredgewidth=1.6,
-            zorder=5,
-        )
+        axes.scatter([x], [y], s=190, facecolors="none", edgecolors=HELD, linewidths=1.6, zorder=5)
         axes.annotate(
             f"winner: trial {winner.number}",
             (x, y),
-            (10, 12),
+            (12, -16),
             textcoords="offset points",
             color=HELD,
             fontsize=9.5,
             fontweight="bold",
         )
-    axes.set_xlabel(f"{'latency of one call' if quantity == 'latency' else 'size of the artifact'}, {unit}")
-    axes.annotate(
-        f"at most {shown(quantity, limit)}",
-        (limit * scale, 1.0),
-        (4, -4),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        va="top",
-        fontsize=8.5,
-        color=INK,
+    what = "latency of one call" if quantity == "latency" else "size of the artifact"
+    axes.set_xlabel(f"{what}, {unit}", color=INK)
+
+
+def _heights(report: SearchReport, measured: Sequence[Trial]) -> tuple[float, float]:
+    """The lowest and highest accuracy that is drawn to scale, points."""
+    margin = 100 * report.demands.margin
+    ends = [100 * end for t in measured if t.fidelity is not None for end in t.fidelity.interval]
+    return max(min(ends), -2 * margin) - 0.3 * margin, max(*ends, 0.5 * margin) + 0.35 * margin
+
+
+def _frame(axes: Axes) -> None:
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(DIM)
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def _front_line(axes: Axes, report: SearchReport, quantity: Quantity, scale: float) -> None:
+    """The best that is to be had for each cost, as a stair."""
+    points = sorted(
+        (t.costs[quantity].value * scale, 100 * t.fidelity.difference) for t in report.front if t.fidelity
     )
-    axes.annotate(
-        f"at least {-100 * demands.margin:+g} points",
-        (1.0, -100 * demands.margin),
-        (-2, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8.5,
-        color=INK,
+    if not points:
+        return
+    xs = [x for x, _ in points] + [axes.get_xlim()[1]]
+    ys = [max(y for _, y in points[: place + 1]) for place in range(len(points))]
+    axes.step(xs, [*ys, ys[-1]], where="post", color=FRONT, lw=1.6, alpha=0.8, label="Pareto front", zorder=2)
+
+
+def _mark(
+    axes: Axes, trial: Trial, quantity: Quantity, scale: float, low: float, *, on_front: bool, name: str
+) -> None:
+    """A trial with its intervals; at the lower edge where it is far below."""
+    assert trial.fidelity is not None
+    _, color, marker = _style(trial)
+    cost, alpha = trial.costs[quantity], 1.0 if on_front else 0.4
+    x, y = cost.value * scale, 100 * trial.fidelity.difference
+    bottom, top = (100 * end for end in trial.fidelity.interval)
+    if y < low:
+        axes.plot([x], [low], "v", color=MISSED, alpha=alpha, markersize=6, clip_on=False, zorder=3)
+        return
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[x - cost.low * scale], [cost.high * scale - x]],
+        yerr=[[y - bottom], [top - y]],
+        fmt=marker,
+        color=color,
+        elinewidth=1.0 if on_front else 0.7,
+        markersize=6.5 if on_front else 5,
+        markeredgecolor="white" if marker != "x" else color,
+        markeredgewidth=0.8,
+        alpha=alpha,
+        zorder=4 if on_front else 3,
+        label=name or None,
     )
 
 
 def _style(trial: Trial) -> tuple[str, str, str]:
-    """Label, colour and marker."""
+    """What its marker is called, its colour and its shape."""
     if trial.status == "held":
         return "holds", HELD, "o"
     if trial.status == "cannot tell":
         return "cannot tell", UNSURE, "D"
-    return (
-        ("not trained: over a budget", MISSED, "x")
-        if trial.status == "stopped"
-        else ("does not hold", MISSED, "s")
-    )
+    if trial.status == "stopped":
+        return "stopped before or while it trained", MISSED, "x"
+    return "does not hold", MISSED, "s"
 
 
 def _unit(quantity: Quantity, largest: float) -> tuple[float, str]:
