@@ -105,6 +105,42 @@ def precision(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def quantized(result: dict[str, Any]) -> str:
+    """What each method of quantization keeps of each model, and the claims."""
+    lines = [
+        "| model | method | SQNR | flipped | accuracy lost, points | weights smaller |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["model"], row["method"]), []).append(row)
+
+    def spread(values: list[float], form: str) -> str:
+        low, high = format(min(values), form), format(max(values), form)
+        return low if low == high else f"{low} to {high}"
+
+    for (model, method), rows in groups.items():
+        cells = [
+            model,
+            method,
+            f"{spread([r['sqnr_db'] for r in rows], '.1f')} dB",
+            f"{spread([100 * r['flip_rate'] for r in rows], '.2f')} %",
+            spread([0.0 - 100 * r["difference"] for r in rows], ".2f"),
+            f"{min(r['weights_ratio'] for r in rows):.2f}x",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| claim | value | 95 % interval | goal | |", "|---|---:|---:|---:|---|"]
+    for claim in result["claims"]:
+        interval = "{:.2f} to {:.2f}".format(*claim["interval"]) if claim["interval"] else ""
+        reached = "reached" if claim["reached"] else "not reached"
+        value, goal = f"{claim['value']:.2f} {claim['unit']}", f"{claim['goal']:g} {claim['unit']}"
+        lines.append(f"| {claim['id']}: {claim['what']} | {value} | {interval} | {goal} | {reached} |")
+    floats = {r["model"]: (r["reference_accuracy"], r["count"]) for r in result["rows"]}
+    said = "; ".join(f"{m} {a:.2%} on {n:,} samples" for m, (a, n) in floats.items())
+    lines += ["", f"Float accuracy: {said}. {where(result)}"]
+    return "\n".join(lines) + "\n"
+
+
 # The tables, and the results each is made of.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo": ("demo", demo),
@@ -117,6 +153,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "precision": ("precision", precision),
     "prune": ("prune", pruned),
     "qat": ("qat", trained),
+    "quantize": ("quantize", quantized),
 }
 
 

@@ -175,7 +175,6 @@ def test_no_samples_are_refused(model: Path, tmp_path: Path, empty: Any) -> None
         (X[0], r"'x' has shape \(8,\); \(samples, 8\) is needed"),
         ([X[:2], X[:2, :3]], "batches for 'x' do not fit together"),
         (np.array(["a", "b"]), "must be arrays of numbers"),
-        ([{"x": X}], "must be arrays of numbers"),
         ([1.0, 2.0], r"must begin with the inputs \['x'\]"),
         (np.float32(1), r"'x' has shape \(1,\)"),
         (np.full((4, 8), np.nan), "value 'x' is NaN or infinite"),
