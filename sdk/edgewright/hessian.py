@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.graph import onnx_function
+from edgewright.int4 import INT4
 from edgewright.lower.windows import window_of
 from edgewright.samples import Samples
 from edgewright.wiring import Wiring, attributes
@@ -42,6 +43,8 @@ class Layer:
         source: What it reads.
         own: Of its weights in the float graph.
         weight: Those, (O, C) or (O, C / groups, kernel...).
+        integers: Of the graph, as they were when it was looked at.
+        four: Whether these have 4 bits.
         groups: Of channels, each with an H of its own.
         wide: Whether it reads int16.
         window: Of a convolution.
@@ -52,6 +55,8 @@ class Layer:
     source: str
     own: str
     weight: npt.NDArray[np.float32]
+    integers: npt.NDArray[np.int8]
+    four: bool
     groups: int
     wide: bool
     window: Window | None
@@ -122,6 +127,8 @@ def layers_of(model: onnx.ModelProto, floats: onnx.ModelProto) -> list[Layer]:
                 source=source,
                 own=own,
                 weight=weight.T if node.op_type == "MatMul" else weight,
+                integers=graph.constants[name].astype(np.int8),
+                four=graph.constants[name].dtype == INT4,
                 groups=int(attributes(node).get("group", 1)),
                 wide=graph.constants[given.input[2]].dtype == np.int16,
                 window=window_of(node, shapes[source][2:], weight.shape[2:]) if convolves else None,

@@ -22,6 +22,7 @@ from edgewright.calibrate import Grid
 from edgewright.errors import ExportError
 from edgewright.golden import GOLDEN_BYTES, GOLDEN_SAMPLES
 from edgewright.indices import tabulate
+from edgewright.int4 import INT4
 from edgewright.lower import lower
 from edgewright.normalform import normalize
 from edgewright.post_training import PostTraining
@@ -263,6 +264,7 @@ def _like(
         activations=settings.activations,
         constants=grids,
         widened=largest.quantized.widened,
+        four_bits=[n for n, v in constants.items() if v.dtype == INT4],
     )
     return like(made, largest.quantized.model)
 

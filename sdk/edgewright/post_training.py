@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -22,6 +22,7 @@ from edgewright.samples import Samples
 from edgewright.seams import with_biases
 from edgewright.smoothing import Smoothing, smoothed, smoothings
 from edgewright.update import small_update
+from edgewright.weight_bits import with_weight_bits
 from edgewright.wiring import Wiring
 
 
@@ -138,7 +139,7 @@ def quantize(
             report(Progress(step="calibrate", done=1, total=1, note=note))
     known = observed
 
-    def made(widened: Mapping[str, bool]) -> Quantized:
+    def made(widened: Mapping[str, bool], four_bits: Collection[str] = ()) -> Quantized:
         return quantize_graph(
             graph,
             known,
@@ -150,14 +151,19 @@ def quantize(
             activations=settings.activations,
             keep_float=kept,
             widened=widened,
+            four_bits=four_bits,
         )
 
-    if settings.activations == "auto":
-        quantized = allocated(graph, samples, settings, kept, made, report)
-    else:
-        quantized = made({})
-    if settings.rounding != "nearest":
-        quantized = rounded(quantized, graph, samples, overflow_safe=settings.overflow_safe, report=report)
+    auto = settings.activations == "auto"
+    widened = allocated(graph, samples, settings, kept, made, report).widened if auto else {}
+
+    def fitted(four_bits: Collection[str], fitted_to: Samples | None) -> Quantized:
+        plain = made(widened, four_bits)
+        if settings.rounding == "nearest" or fitted_to is None:
+            return plain
+        return rounded(plain, graph, fitted_to, overflow_safe=settings.overflow_safe, report=report)
+
+    quantized = with_weight_bits(settings.weights, fitted, graph, samples, report)
     if settings.update == "small" and base is not None:
         quantized = small_update(
             quantized,

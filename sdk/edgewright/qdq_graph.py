@@ -11,6 +11,7 @@ import onnx
 
 from edgewright.calibrate import Grid, Integers
 from edgewright.errors import ExportError
+from edgewright.int4 import INT4, packed
 from edgewright.wiring import Wiring, make_node
 
 Array = npt.NDArray[Any]
@@ -64,7 +65,9 @@ class QdqGraph:
     ) -> str:
         """Adds integers with one scale per index of an axis; gives the name by which they are read."""
         inputs = [self.parameter(name, integers), self.parameter(scale_name, scale)]
-        if integers.dtype == np.int8:
+        if integers.dtype == INT4:
+            self.weights[name] = packed(integers)
+        elif integers.dtype == np.int8:
             # Zero is the default, but ONNX Runtime's rewrites of 8-bit weights want it spelled out.
             zeros = np.zeros(len(scale), np.int8)
             inputs.append(self.parameter(f"{name}_zero_point", zeros, inline=True))

@@ -1,8 +1,8 @@
 """Post-training quantization to INT8: a float graph in, a QDQ graph out.
 
-Weights: int8, symmetric, one scale per output channel, in [-127, 127]. Activations: uint8, affine, or int16,
-symmetric (precision.py says which), one scale per tensor. Biases: int32 on the grid `input scale * weight
-scale`. Batch norm was folded before.
+Weights: int8, symmetric, one scale per output channel, in [-127, 127], or int4 (int4.py).
+Activations: uint8, affine, or int16, symmetric (precision.py says which), one scale per tensor. Biases: int32
+on the grid `input scale * weight scale`. Batch norm was folded before.
 Scheme: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", with per-channel weights as in Krishnamoorthi 2018, arXiv:1806.08342.
 """
@@ -20,6 +20,8 @@ import onnx
 from edgewright.calibrate import LEAST_SCALE, Grid, Integers, Method, Observed
 from edgewright.errors import ExportError
 from edgewright.fusion import GRID_KEEPERS, MASKED, Fusion
+from edgewright.int4 import INT4, IR_VERSION
+from edgewright.int4 import MOST as MOST_OF_INT4
 from edgewright.overflow import OverflowSafe, safe_integers, safety
 from edgewright.precision import Activations, Precision
 from edgewright.qdq import Given
@@ -29,7 +31,7 @@ from edgewright.wiring import Wiring, attributes, make_node
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
-INT16_OPSET = 21  # the first in which QuantizeLinear gives int16
+INT16_OPSET = 21  # the first in which QuantizeLinear gives int16, and DequantizeLinear takes int4
 MOST_SUM = (1 << 31) - 1  # of an accumulator
 
 
@@ -106,6 +108,7 @@ def quantize_graph(
     constants: Mapping[str, Grid] | None = None,
     keep_float: Collection[str] = (),
     widened: Mapping[str, bool] | None = None,
+    four_bits: Collection[str] = (),
 ) -> Quantized:
     """Inserts QuantizeLinear and DequantizeLinear around every operator that runs in integers.
 
@@ -121,6 +124,7 @@ def quantize_graph(
         constants: Grids of constant operands that are decided already, by name.
         keep_float: Names of layers that stay in floating point.
         widened: For activations "auto": the values that are int16, and whether layers read them so too.
+        four_bits: Weights that have 4 bits, by their names in the result.
 
     Raises:
         ExportError: A weight is NaN or infinite, or nothing in the graph can run in integers.
@@ -137,6 +141,7 @@ def quantize_graph(
         constants or {},
         keep_float,
         widened or {},
+        four_bits,
     ).run()
 
 
@@ -154,11 +159,12 @@ class _Quantizer:
         fixed: Mapping[str, Grid],
         keep_float: Collection[str],
         widened: Mapping[str, bool],
+        four_bits: Collection[str],
     ) -> None:
         self.graph, self.given = Wiring(model), given
         self.fusion = Fusion(self.graph, given.grids, keep_float)
         self.observed, self.method, self.percentile, self.base = observed, method, percentile, base
-        self.overflow_safe, self.fixed = overflow_safe, fixed
+        self.overflow_safe, self.fixed, self.four_bits = overflow_safe, fixed, frozenset(four_bits)
         self.widened = widened
         self.precision = Precision(self.graph, self.fusion, "uint8" if given.grids else activations, widened)
         self.narrowed: list[str] = []
@@ -188,8 +194,10 @@ class _Quantizer:
         self.graph.nodes = self.qdq.nodes
         self.graph.drop_dead()
         made = self.graph.model()
-        if self.precision.wide:
+        if self.precision.wide or self.four_bits:
             _raise_opset(made)
+        if self.four_bits:
+            made.ir_version = max(made.ir_version, IR_VERSION)
         onnx.checker.check_model(made)
         return Quantized(
             model=made,
@@ -490,15 +498,20 @@ class _Quantizer:
         rows = np.moveaxis(weight, axis, 0)
         largest_bias = np.abs(bias).reshape(groups, -1).max(axis=0)
         known, safe = self.given.scale_of(rows), safety(node, rows.shape, self.overflow_safe)
+        four = prefix in self.four_bits and known is None
         if known is None:
             result = self._result_grid(node)
             old = self._old_scale(prefix), None if axis else self._old_integers(prefix)
-            scale, kept = weight_scale(rows, largest_bias, grid, result, safe, *old)
+            scale, kept = weight_scale(rows, largest_bias, grid, result, safe, *old, four=four)
             self.kept += kept
         else:
             scale, safe = np.maximum(known, least_scale(largest_bias, grid.scale)), "off"
             scale = scale.astype(np.float32)
-        integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
+        if four:  # whose products fit 16 bits in any order
+            steps = np.rint(rows / scale.reshape(-1, *[1] * (rows.ndim - 1)))
+            integers = np.clip(steps, -MOST_OF_INT4, MOST_OF_INT4).astype(INT4)
+        else:
+            integers = np.ascontiguousarray(np.moveaxis(safe_integers(rows, scale, safe), 0, axis))
         names = [self.qdq.weight(prefix, integers, scale, f"{prefix}.scale", axis)]
         if node.op_type == "MatMul":
             self.qdq.nodes.append(make_node("Transpose", names, f"{prefix}_turned", perm=[1, 0]))

@@ -229,6 +229,8 @@ class Quantize:
             2019).
         overflow_safe: Chooses weights whose products may be added in 16 bits, "pairs" or "quads" of them at a
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
+        weights: Their integers: "int8"; "int4" wherever a layer can have them, which halves them; or "auto",
+            int4 as far as the outputs bear it: 3 dB of signal to noise, or down to 30 dB.
         rounding: Which integers stand for the weights: the "nearest", or by "gptq" those that keep a layer's
             results on the calibration samples (Frantar et al. 2023).
         update: With a base, the artifact now on the devices: "exact" keeps its grids and chooses integers as
@@ -247,6 +249,7 @@ class Quantize:
     smooth_alpha: float = _number(0.5, 0, 1)
     correct_bias: bool = False
     overflow_safe: Literal["off", "pairs", "quads"] = "off"
+    weights: Literal["int8", "int4", "auto"] = "int8"
     rounding: Literal["nearest", "gptq"] = "nearest"
     update: Literal["exact", "small"] = "exact"
     update_loss: float = _number(1e-3, 0)
@@ -260,6 +263,7 @@ class Quantize:
             'activations = "auto"': self.activations == "auto",
             "keep_float": bool(self.keep_float),
             "equalize": self.equalize,
+            f'weights = "{self.weights}"': self.weights != "int8",
             "smooth": self.smooth != "off",
             "correct_bias": self.correct_bias,
         }

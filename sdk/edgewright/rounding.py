@@ -19,6 +19,8 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.hessian import Layer, damped, layers_of, moments, stages
+from edgewright.int4 import INT4, packed
+from edgewright.int4 import MOST as MOST_OF_INT4
 from edgewright.overflow import MOST, OverflowSafe, added_together, safety
 from edgewright.progress import OnProgress, Progress
 from edgewright.quantization import Quantized
@@ -71,25 +73,28 @@ def rounded(
 def with_integers(
     quantized: Quantized, integers: Mapping[str, npt.NDArray[Any]], *, copy: bool = True
 ) -> Quantized:
-    """The same graph with other integers for some weights, by name, of the shapes that it has."""
+    """The same graph with other integers, int8, for some weights, by name, of the shapes that it has."""
     model = quantized.model
     if copy:
         model = onnx.ModelProto()
         model.CopyFrom(quantized.model)
+    weights = dict(quantized.weights)
     for name, value in integers.items():
-        set_initializer(model, name, value)
-    return replace(quantized, model=model, weights={**quantized.weights, **integers})
+        four = weights[name].dtype == np.uint8
+        set_initializer(model, name, value.astype(INT4) if four else value)
+        weights[name] = packed(value) if four else value
+    return replace(quantized, model=model, weights=weights)
 
 
 def like(quantized: Quantized, other: onnx.ModelProto) -> Quantized:
     """With the integers that another graph has for weights and biases of the same name, shape and scales."""
     theirs = initializers(other)
     same = {
-        name: theirs[name]
+        name: theirs[name].astype(np.int8 if theirs[name].dtype == INT4 else value.dtype)
         for name, value in quantized.weights.items()
-        if value.dtype in (np.int8, np.int32)
-        and name in theirs
-        and theirs[name].shape == value.shape
+        if name in theirs
+        and (theirs[name].dtype == INT4 or theirs[name].dtype == value.dtype in (np.int8, np.int32))
+        and theirs[name].size == value.size * (2 if value.dtype == np.uint8 else 1)
         and np.array_equal(theirs.get(f"{name}.scale", ()), quantized.weights.get(f"{name}.scale", (0,)))
     }
     return with_integers(quantized, same)
@@ -137,15 +142,17 @@ def _layer_integers(
     layer: Layer, found: Floats, made: Quantized, overflow_safe: OverflowSafe
 ) -> npt.NDArray[np.int8]:
     scale = made.weights[f"{layer.name}.scale"].astype(np.float64)
-    before = made.weights[layer.name]
-    shape, rows = before.shape, before.reshape(len(before), -1).astype(np.float64)
+    shape = layer.integers.shape
+    rows = layer.integers.reshape(len(scale), -1).astype(np.float64)
     weight = layer.weight.reshape(len(scale), -1).astype(np.float64)
-    safe = safety(layer.node, shape, overflow_safe)
+    safe: OverflowSafe = "off" if layer.four else safety(layer.node, shape, overflow_safe)
     seen = damped(found)
     chosen = np.empty_like(rows)
     for part, group in layer.parts():
         steps = weight[part] / scale[part, None]
-        chosen[part] = sweep(steps, seen[group], nearest(rows[part], shape, safe))
+        chosen[part] = sweep(
+            steps, seen[group], nearest(rows[part], shape, safe, MOST_OF_INT4 if layer.four else 127)
+        )
     return within_sums(layer, chosen, rows).astype(np.int8).reshape(shape)
 
 
@@ -158,7 +165,7 @@ def within_sums(layer: Layer, chosen: Floats, before: Floats) -> Floats:
     return np.where(over[:, None], before, chosen)
 
 
-def nearest(before: Floats, shape: tuple[int, ...], safe: OverflowSafe) -> Choice:
+def nearest(before: Floats, shape: tuple[int, ...], safe: OverflowSafe, most: int = 127) -> Choice:
     """The nearest integer that is allowed.
 
     Args:
@@ -166,13 +173,14 @@ def nearest(before: Floats, shape: tuple[int, ...], safe: OverflowSafe) -> Choic
         shape: Of the weight.
         safe: Which products must add up within 16 bits. A weight may take what those added to it leave,
             whether they are decided or still as they were before, so that none ever lacks room.
+        most: The largest integer.
     """
     room = None if safe == "off" else Room(before, added_together(shape, safe))
 
     def choose(term: int, target: Floats, cost: float) -> Floats:
         del cost  # the nearest is the best at any
         if room is None:
-            return np.clip(np.rint(target), -127, 127)
+            return np.clip(np.rint(target), -most, most)
         chosen = np.clip(np.rint(target), *room.of(term))
         room.take(term, chosen)
         return chosen

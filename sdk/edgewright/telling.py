@@ -63,7 +63,8 @@ def _noticed(
 ) -> npt.NDArray[np.bool_]:
     """Whether each change of a weight gives another output for each candidate: (changes, candidates)."""
     random = np.random.default_rng(0)
-    layers = {n: w for n, w in safetensors.numpy.load(weights).items() if w.dtype == np.int8}
+    stored = safetensors.numpy.load(weights)
+    layers = {n: w for n, w in stored.items() if w.dtype == np.int8 or _has_four_bits(n, stored)}
     names = sorted(layers)
     expected = Engine(plan, weights).run(feed)
     rows: list[npt.NDArray[np.bool_]] = []
@@ -80,3 +81,7 @@ def _noticed(
         differs = [(got[n] != expected[n]).reshape(len(got[n]), -1).any(axis=1) for n in expected]
         rows.append(np.any(differs, axis=0))
     return np.array(rows).reshape(len(rows), -1)
+
+
+def _has_four_bits(name: str, stored: Samples) -> bool:
+    return stored[name].dtype == np.uint8 and f"{name}.scale" in stored

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgewright.disturbance import Outputs, divergence
 from edgewright.graph import onnx_function
 from edgewright.hessian import Layer, damped, layers_of, moments, stages
 from edgewright.overflow import OverflowSafe, added_together, safety
@@ -27,7 +28,6 @@ from edgewright.progress import OnProgress, Progress
 from edgewright.quantization import Quantized
 from edgewright.rounding import MOST_BYTES, Room, sweep, with_integers, within_sums
 from edgewright.samples import Samples
-from edgewright.wiring import set_initializer
 
 TRADES = 17  # tried, each twice the one before
 LEAST_TRADE = 4e-7  # times the number of weights: relative squared error of the outputs for a bit
@@ -91,19 +91,20 @@ def small_update(
     layers = [
         x
         for x in layers_of(quantized.model, floats)
-        if x.name in base and base[x.name].shape == quantized.weights[x.name].shape
+        if x.name in base and base[x.name].shape == x.integers.shape and not x.four
     ]
     total = sum(quantized.weights[x.name].size for x in layers)
     trades = [LEAST_TRADE / max(total, 1) * 2.0**i for i in range(TRADES)]
-    price = _Prices(floats, {n: v[:PROBED] for n, v in fitting.items()})
+    outputs = Outputs(floats, {n: v[:PROBED] for n, v in fitting.items()})
     choices: list[dict[str, Integers]] = [{} for _ in trades]
     sizes = np.zeros(len(trades))
     done = 0
     for stage in stages(layers, MOST_BYTES, len(layers)):
         found = moments(quantized.model, stage, fitting)
         for layer in stage:
-            seen = price.of(layer, damped(found.pop(layer.name)), quantized)
-            tried = _series(layer, seen, quantized, base[layer.name], trades, overflow_safe)
+            scale = quantized.weights[f"{layer.name}.scale"].astype(np.float64)
+            seen = _priced(outputs, layer, damped(found.pop(layer.name)), scale)
+            tried = _series(layer, seen, scale, base[layer.name], trades, overflow_safe)
             for i, (integers, bits) in enumerate(tried):
                 choices[i][layer.name] = integers
                 sizes[i] += bits
@@ -142,64 +143,28 @@ def small_update(
     )
 
 
-def divergence(want: Mapping[str, npt.NDArray[Any]], got: Mapping[str, npt.NDArray[Any]]) -> float:
-    """How far outputs are from those of the float model, the mean over its outputs.
+def _priced(outputs: Outputs, layer: Layer, seen: Floats, scale: Floats) -> Floats:
+    """Second moments, scaled so that they give the squared error of the outputs over their variance.
 
-    Of scores of classes, (samples, 2 or more): the relative entropy of their softmax, in nats. Of other
-    outputs: the squared error over the variance.
+    Found by moving each weight by a random half step.
     """
-    found = []
-    for name, value in want.items():
-        a, b = value.astype(np.float64), got[name].astype(np.float64)
-        if a.ndim == 2 and a.shape[1] > 1:
-            p, q = (x - x.max(axis=1, keepdims=True) for x in (a, b))
-            p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (p, q))
-            found.append(float((np.exp(p) * (p - q)).sum(axis=1).mean()))
-        else:
-            found.append(float(np.square(a - b).mean() / max(a.var(), 1e-30)))
-    return float(np.mean(found))
-
-
-class _Prices:
-    """What errors of a layer's results cost the outputs of the model: squared error over variance."""
-
-    def __init__(self, floats: onnx.ModelProto, samples: Samples) -> None:
-        self.floats, self.samples = floats, samples
-        self.want = onnx_function(floats)(samples)
-
-    def of(self, layer: Layer, seen: Floats, quantized: Quantized) -> Floats:
-        """Second moments, scaled so that they give the error of the outputs; found by moving the weights.
-
-        Args:
-            layer: Whose weights to move, each by a random half step.
-            seen: Moments of what it reads, (groups, terms, terms).
-            quantized: Gives the steps.
-        """
-        scale = quantized.weights[f"{layer.name}.scale"].astype(np.float64)
-        move = np.random.default_rng(0).choice([-0.5, 0.5], (len(scale), layer.terms)) * scale[:, None]
-        grouped = move.reshape(layer.groups, -1, layer.terms)
-        inside = float(np.einsum("gok,gkl,gol->", grouped, seen, grouped, optimize=True))
-        moved = onnx.ModelProto()
-        moved.CopyFrom(self.floats)
-        weight = layer.weight + move.reshape(layer.weight.shape).astype(np.float32)
-        stored = weight.T if layer.node.op_type == "MatMul" else weight
-        set_initializer(moved, layer.own, np.ascontiguousarray(stored))
-        got = onnx_function(moved)(self.samples)
-        errors = [np.square(got[n] - v).mean() / max(v.var(), 1e-30) for n, v in self.want.items()]
-        return seen * (float(np.mean(errors)) / max(inside, 1e-300))
+    move = np.random.default_rng(0).choice([-0.5, 0.5], (len(scale), layer.terms)) * scale[:, None]
+    grouped = move.reshape(layer.groups, -1, layer.terms)
+    inside = float(np.einsum("gok,gkl,gol->", grouped, seen, grouped, optimize=True))
+    outside = outputs.error_with(layer, layer.weight + move.reshape(layer.weight.shape))
+    return seen * (outside / max(inside, 1e-300))
 
 
 def _series(
     layer: Layer,
     seen: Floats,
-    quantized: Quantized,
+    scale: Floats,
     base: Integers,
     trades: Sequence[float],
     overflow_safe: OverflowSafe,
 ) -> list[tuple[Integers, float]]:
     """For each trade, ascending: a layer's integers, and the bits that their differences to the base take."""
-    scale = quantized.weights[f"{layer.name}.scale"].astype(np.float64)
-    before = quantized.weights[layer.name]
+    before = layer.integers
     rows, old = (x.reshape(len(scale), -1).astype(np.float64) for x in (before, base))
     safe = safety(layer.node, before.shape, overflow_safe)
     together = None if safe == "off" else added_together(before.shape, safe)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright.calibrate import LEAST_SCALE, Grid
+from edgewright.int4 import best_scale
 from edgewright.lower.scales import short_factors
 from edgewright.overflow import OverflowSafe, safe_scale
 
@@ -38,6 +39,8 @@ def weight_scale(
     safe: OverflowSafe,
     old: npt.NDArray[np.float32] | None,
     integers: npt.NDArray[np.int8] | None = None,
+    *,
+    four: bool = False,
 ) -> tuple[npt.NDArray[np.float32], int]:
     """Chooses one scale per output channel; large enough that bias and accumulator stay within 32 bits.
 
@@ -50,13 +53,17 @@ def weight_scale(
         old: Scales of the artifact now on the devices, which are kept where they still fit.
         integers: Those on the old scales, of the weight's shape: the scale of a channel that grew or shrank
             as a whole follows it, so that its integers need not.
+        four: Whether the weights have 4 bits.
 
     Returns:
         Scales (O,), and how many of them are old.
     """
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
     least = least_scale(bias, grid.scale)
-    fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
+    if four:
+        fresh = best_scale(weight, least)
+    else:
+        fresh = safe_scale(weight, np.maximum(largest / 127, least).astype(np.float32), safe)
     step = result.scale / grid.scale
     if weight[0].size <= SHORT_TERMS and grid.dtype == result.dtype == "uint8":
         fresh = (short_factors(fresh.astype(np.float64) / step) * step).astype(np.float32)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.errors import ExportError
+from edgewright.int4 import INT4
 from edgewright.lower.scales import REMEDY, describe, rescale_of
 from edgewright.wiring import Wiring
 from edgewright_kernels.plan import ByteRange, Constant, DType, Op, Requantize, Reshape, Tensor, Transpose
@@ -34,11 +35,12 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
-    """A quantized constant: the name of its integers, scales, float32 (channels,) or (1,), and shape."""
+    """A quantized constant: the name of its integers, scales, float32 (channels,) or (1,), shape, bits."""
 
     name: str
     scale: npt.NDArray[np.float32]
     shape: tuple[int, ...]
+    bits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +256,9 @@ class Draft:
             )
         name = dequantize.input[0]
         scale = self.graph.constants[dequantize.input[1]].reshape(-1)
-        return Quantized(name=name, scale=scale, shape=self.graph.constants[name].shape)
+        integers = self.graph.constants[name]
+        bits = 4 if integers.dtype == INT4 else 8 * integers.itemsize
+        return Quantized(name=name, scale=scale, shape=integers.shape, bits=bits)
 
     def range(self, name: str) -> int:
         """The number of a constant's byte range."""

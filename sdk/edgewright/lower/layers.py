@@ -31,6 +31,7 @@ def convolution(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
             x=x.number,
             y=y.number,
             weight=number,
+            weight_bits=weight.bits,
             bias=bias,
             window=window,
             groups=int(attributes(node).get("group", 1)),
@@ -96,7 +97,16 @@ def fully_connected(
     change = rescale_of(node, factors, result.low, result.high)
     number = draft.range(weight.name)
     y = draft.give(result, x.order)
-    draft.ops.append(FullyConnected(x=x.number, y=y.number, weight=number, bias=bias, rescale=change))
+    draft.ops.append(
+        FullyConnected(
+            x=x.number,
+            y=y.number,
+            weight=number,
+            weight_bits=weight.bits,
+            bias=bias,
+            rescale=change,
+        )
+    )
 
 
 def matrix_product(draft: Draft, node: onnx.NodeProto, result: Result) -> None:
