@@ -117,9 +117,10 @@ class _Job:
         model = latency_model(self.model, graph, how, self.example, stopwatch, self.progress)
         now = model.measured[0].milliseconds
         before = stopwatch.times(whole, ()).milliseconds if how.blocks else now
-        goal = min(now, how.latency_ms or before / how.speedup)
+        part = min(1.0, (how.latency_ms or before / how.speedup) / now)
+        start = model.milliseconds(model.measured[0].widths)
         for step in range(1, how.steps + 1):
-            self.narrow(graph, model, now * (goal / now) ** (step / how.steps), before)
+            self.narrow(graph, model, start * part ** (step / how.steps), before)
             if step < how.steps:
                 self.report()
         for attempt in range(TRIES):
@@ -130,7 +131,12 @@ class _Job:
             if measured <= goal or attempt == TRIES - 1:
                 break
             self.narrow(graph, model, min(predicted * goal / measured, 0.999 * predicted), before)
+        missed = (
+            f"pruning ends at {measured:.3g} ms where the budget is {goal:.3g} ms: measuring wavered, or the "
+            "latency model is off; prune again on a quiet machine, or ask for a little more"
+        )
         self.report(
+            missed if measured > goal else "",
             before_ms=before,
             predicted_ms=predicted,
             measured_ms=measured,
@@ -167,7 +173,8 @@ class _Job:
                 )
                 + "; leave out `heads`"
             )
-        if self.how.ratio and not any(g.heads is None for g in graph.groups) and not self.how.heads:
+        channels = any(g.heads is None for g in graph.groups)
+        if (self.how.ratio or self.budget) and not channels and not self.how.heads:
             raise CompressError("there is nothing to prune: no inner convolution or linear layer was found")
 
     def remove_blocks(self) -> None:
@@ -225,7 +232,7 @@ class _Job:
                 "splits its heads by something else than the attribute that counts them; leave out `heads`"
             )
 
-    def report(self, **more: float) -> None:
+    def report(self, note: str = "", **more: float) -> None:
         self.done += 1
         if self.progress is not None:
             metrics = {
@@ -233,7 +240,9 @@ class _Job:
                 "macs": float(count_macs(self.model, self.example)),
                 **more,
             }
-            self.progress(Progress(step="prune", done=self.done, total=self.total, metrics=metrics))
+            self.progress(
+                Progress(step="prune", done=self.done, total=self.total, metrics=metrics, note=note)
+            )
 
 
 def plan(graph: Dependencies, how: Prune, scores: Sequence[Tensor], part: float) -> list[list[int]]:

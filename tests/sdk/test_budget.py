@@ -47,6 +47,12 @@ def test_a_model_becomes_as_fast_as_asked_and_says_how_sure_it_was(tmp_path: Pat
     assert [r.step for r in again] == ["prune"]  # what was measured is not measured anew
 
 
+def test_nothing_goes_from_a_model_that_is_fast_enough() -> None:
+    how = Prune(latency_ms=1000, importance="magnitude", round_to=64, samples=4)
+    kept = prune(_model(), how, X)
+    assert sum(p.numel() for p in kept.parameters()) == sum(p.numel() for p in _model().parameters())
+
+
 def test_a_budget_that_cannot_be_met_says_the_best_that_could() -> None:
     how = Prune(latency_ms=1e-5, importance="magnitude", round_to=64, samples=4, max_ratio=0.5)
     with pytest.raises(
