@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgewright.fidelity import Fidelity
     from edgewright.float_onnx import OnnxFile, export_onnx
     from edgewright.latency import Latency, measure
+    from edgewright.layer_sensitivity import LayerSensitivity, Sensitivity, sensitivity
     from edgewright.models import load_model, save_model
     from edgewright.pareto import SearchReport
     from edgewright.progress import OnProgress, Progress
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
         Training,
     )
     from edgewright.searching import search
-    from edgewright.sensitivity import LayerSensitivity, Sensitivity, sensitivity
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
     from edgewright.verification import Check, VerificationReport, verify
@@ -126,6 +126,7 @@ _HOMES = {
     "fidelity": ("Fidelity",),
     "float_onnx": ("OnnxFile", "export_onnx"),
     "latency": ("Latency", "measure"),
+    "layer_sensitivity": ("LayerSensitivity", "Sensitivity", "sensitivity"),
     "models": ("load_model", "save_model"),
     "pareto": ("SearchReport",),
     "progress": ("OnProgress", "Progress"),
@@ -142,7 +143,6 @@ _HOMES = {
         "Training",
     ),
     "searching": ("search",),
-    "sensitivity": ("LayerSensitivity", "Sensitivity", "sensitivity"),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),
     "verification": ("Check", "VerificationReport", "verify"),

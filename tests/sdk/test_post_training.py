@@ -16,10 +16,10 @@ from edgewright.errors import DataError, ExportError
 from edgewright.exporting import export
 from edgewright.graph import onnx_function
 from edgewright.indices import tabulate
+from edgewright.layer_sensitivity import sensitivity
 from edgewright.normalform import normalize
 from edgewright.progress import Progress
 from edgewright.recipe import Quantize
-from edgewright.sensitivity import sensitivity
 from edgewright.statistics import sqnr_db
 from edgewright_device import Runner
 from sdk.graphs import graph, mlp, normal, saved
