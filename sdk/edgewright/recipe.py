@@ -230,7 +230,7 @@ class Quantize:
         overflow_safe: Chooses weights whose products may be added in 16 bits, "pairs" or "quads" of them at a
             time, which CPUs with AVX2 but no VNNI multiply fastest; "off" lets them be.
         weights: Their integers: "int8"; "int4" wherever a layer can have them, which halves them; or "auto",
-            int4 as far as the outputs bear it: 3 dB of signal to noise, or down to 30 dB.
+            int4 as far as the outputs bear it: 3 dB of signal to noise, or down to 25 dB.
         rounding: Which integers stand for the weights: the "nearest", or by "gptq" those that keep a layer's
             results on the calibration samples (Frantar et al. 2023).
         update: With a base, the artifact now on the devices: "exact" keeps its grids and chooses integers as

@@ -2,8 +2,8 @@
 
 Each layer's 4-bit weights are tried alone in the float model: what they add to the squared error of its
 outputs, for the bytes they save. Errors of layers nearly add up, so layers are taken in the order of that
-ratio until the errors together reach what is allowed; then that is measured, and the last ones are given back
-while it is too much.
+ratio, each if the errors together stay within what is allowed; then that is measured, and the last ones are
+given back while it is too much.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgewright.wiring import initializers
 WeightBits = Literal["int8", "int4", "auto"]
 
 MOST_NOISE = 2.0  # of the outputs, over that of the model in 8 bits: 3 dB of signal to noise
-FREE_NOISE = 1e-3  # is borne in any case: 30 dB
+FREE_NOISE = 10**-2.5  # is borne in any case: 25 dB
 WATCHED = 128  # samples at most, by which outputs are judged
 KEPT_ASIDE = 0.25  # of the samples
 
@@ -68,8 +68,12 @@ def with_weight_bits(
         errors.append(outputs.error_with(layer, weight))
         report(Progress(step="weight bits", done=number, total=len(able)))
     order = np.argsort([e / x.weight.size for e, x in zip(errors, able, strict=True)], kind="stable")
-    together = np.cumsum(np.array(errors)[order])
-    taken = [able[i].name for i in order[: int(np.searchsorted(together, allowed - of_eight, side="right"))]]
+    taken: list[str] = []
+    together = of_eight
+    for i in order:
+        if together + errors[i] <= allowed:
+            taken.append(able[i].name)
+            together += errors[i]
     while taken:
         made = make(taken, fitting)
         if outputs.error_of(made.model) <= allowed:

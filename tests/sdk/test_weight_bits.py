@@ -91,8 +91,8 @@ def test_second_order_rounding_is_worth_most_with_few_bits(net: Path, tmp_path: 
 def test_auto_lies_between_and_costs_no_more_than_it_may(net: Path, tmp_path: Path) -> None:
     eight = exported(net, tmp_path / "eight.ew", rounding="gptq")
     auto = exported(net, tmp_path / "auto.ew", weights="auto", rounding="gptq")
-    assert sqnr(net, auto) > min(30, sqnr(net, eight) - 3) - 1.5  # on samples that judged nothing
-    assert set(bits(auto)) <= {4, 8}
+    assert sqnr(net, auto) > min(25, sqnr(net, eight) - 3) - 1.5  # on samples that judged nothing
+    assert 4 in bits(auto)
 
 
 def test_quads_hold_without_asking_and_8_bit_layers_keep_theirs(net: Path, tmp_path: Path) -> None:
