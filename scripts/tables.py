@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distill_table import distilled, large
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
 from prune_table import pruned
 from qat_table import trained
@@ -154,6 +155,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "prune": ("prune", pruned),
     "qat": ("qat", trained),
     "quantize": ("quantize", quantized),
+    "distill": ("distill", distilled),
+    "large-teacher": ("large_teacher", large),
 }
 
 
