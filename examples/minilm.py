@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sst2 import DATA
 from torch import Tensor, nn
 
@@ -96,3 +98,35 @@ def minilm() -> Encoder:
     model = Encoder()
     model.load_state_dict({name: renamed[name] for name in model.state_dict()})
     return model.eval()
+
+
+def save_encoder(model: nn.Module, path: Path) -> None:
+    """Writes an encoder's weights as float16 safetensors."""
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def load_encoder(path: Path) -> Encoder:
+    """An encoder from its weights, in eval mode; what was pruned shows in their shapes."""
+    stored = {name: value.float() for name, value in load_file(path).items()}
+    model = Encoder()
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
+        if f"layers.{index}.out.weight" not in stored:
+            model.layers[index] = Gone()
+            continue
+        head_width = layer.query.out_features // layer.heads
+        layer.heads = stored[f"layers.{index}.query.weight"].shape[0] // head_width
+        for name, part in layer.named_children():
+            if isinstance(part, nn.Linear):
+                outputs, inputs = stored[f"layers.{index}.{name}.weight"].shape
+                setattr(layer, name, nn.Linear(inputs, outputs))
+    model.load_state_dict(stored)
+    return model.eval()
+
+
+class Gone(nn.Module):
+    """Stands where a layer was."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Gives the tokens on."""
+        return x

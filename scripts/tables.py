@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from claims import claims
 from distill_table import distilled, large
+from encoder_table import encoder
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
 from prune_table import pruned
 from qat_table import trained
@@ -145,6 +147,7 @@ def quantized(result: dict[str, Any]) -> str:
 # The tables, and the results each is made of.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo": ("demo", demo),
+    "encoder": ("encoder", encoder),
     "int8": ("int8", whole),
     "int8-all": ("int8", whole_all),
     "int8-threads": ("int8", whole_threads),
@@ -167,13 +170,20 @@ def operators() -> str:
     return operators_table()
 
 
+# Tables that are made of more than one result, or of none.
+WHOLE: dict[str, Callable[[], str]] = {
+    "claims": lambda: claims(ROOT / "benchmarks" / "results"),
+    "operators": operators,
+}
+
+
 def rendered(text: str) -> str:
     """The text with every marked table made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        if name == "operators":
-            return f"{match[1]}{operators()}{match[3]}"
+        if name in WHOLE:
+            return f"{match[1]}{WHOLE[name]()}{match[3]}"
         source, make = TABLES[name]
         result = json.loads((ROOT / "benchmarks" / "results" / f"{source}.json").read_text("utf-8"))
         return f"{match[1]}{make(result)}{match[3]}"

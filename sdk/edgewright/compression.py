@@ -175,7 +175,8 @@ def lock_of(model: nn.Module | Path, recipe: Recipe, data: Data, teacher: nn.Mod
 def steps_of(recipe: Recipe) -> tuple[str, ...]:
     """The steps of `compress` that a recipe takes, in their order: names of its sections."""
     steps = ("distill", "prune", "finetune", "qat")
-    return tuple(step for step in steps if getattr(recipe, step) is not None)
+    sections = {step: getattr(recipe, step) for step in steps}
+    return tuple(s for s, how in sections.items() if how is not None and getattr(how, "epochs", 1) > 0)
 
 
 def take_step(

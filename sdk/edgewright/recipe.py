@@ -107,6 +107,8 @@ class Distill(Training):
     """How to teach a student from a teacher's outputs (Hinton, Vinyals & Dean 2015).
 
     Attributes:
+        epochs: Passes over the training data. 0 takes no step before pruning: this then only says how
+            [finetune] learns from the teacher, such as a pruned model from what it was.
         temperature: Softens both outputs before they are compared.
         alpha: Weight, 0..1, of the teacher's outputs; the rest goes to the labels.
         layers: Layers that are compared too.
@@ -115,6 +117,7 @@ class Distill(Training):
         progressive: Start with more help, and end with none; or None.
     """
 
+    epochs: int = _number(10, 0)
     temperature: float = _number(4.0, 0, above=True)
     alpha: float = _number(0.7, 0, 1)
     layers: tuple[LayerLoss, ...] = ()
