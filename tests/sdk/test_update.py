@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 import edgewright as ew
 from edgewright.calibrate import Grid
+from edgewright.disturbance import divergence
 from edgewright.graph import onnx_function
 from edgewright.overflow import MOST
 from edgewright.progress import Progress
-from edgewright.update import divergence
 from edgewright.weight_scale import weight_scale
 from edgewright_ota.delta import encode_tensors
 from sdk.graphs import mlp, normal, rng, saved
