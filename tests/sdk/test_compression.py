@@ -155,3 +155,13 @@ GOOD = [(IMAGES, LABELS)]
 def test_bad_data_is_told_apart(data: Data, message: str, compressed: nn.Module) -> None:
     with pytest.raises(DataError, match=message):
         compress(compressed, ONE_EPOCH, data=data)
+
+
+def test_a_distill_section_of_no_epochs_only_says_how_finetuning_learns(
+    untrained_student: nn.Module, teacher: nn.Module, scans: digits.Digits
+) -> None:
+    recipe = Recipe(name="after", distill=Distill(epochs=0, alpha=1.0), finetune=Finetune(epochs=1))
+    assert steps_of(recipe) == ("finetune",)
+    plain = replace(recipe, distill=None)
+    one, other = (compress(untrained_student, r, data=scans.data, teacher=teacher) for r in (recipe, plain))
+    assert not _same(one, other)
