@@ -28,7 +28,8 @@ def residual_blocks(model: nn.Module, example: Inputs) -> list[str]:
 
     They are the innermost elements of an `nn.Sequential` or `nn.ModuleList` that have layers inside, that run
     once, that give one tensor of the shape and dtype of their first input, and in which a path from the one
-    to the other meets no weights (He et al. 2016).
+    to the other meets no weights (He et al. 2016). A block into which other code looks, as
+    `nn.TransformerEncoder` does into its first layer, is not among them.
 
     Args:
         model: In eval mode.
@@ -68,7 +69,16 @@ def residual_blocks(model: nn.Module, example: Inputs) -> list[str]:
     finally:
         for each in hooks:
             each.remove()
-    return [name for name in inner if found[name] == [True]]
+    return [name for name in inner if found[name] == [True] and _runs_without(model, name, example)]
+
+
+def _runs_without(model: nn.Module, name: str, example: Inputs) -> bool:
+    with without(model, name), torch.no_grad():
+        try:
+            call(model, example)
+        except AttributeError:  # of the block, that something else reads
+            return False
+    return True
 
 
 def _has_plain_path(out: Tensor, first: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The example's encoder on disk, whole and pruned."""
+"""The example's encoder on disk, whole and pruned, and its recipe."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from minilm import Encoder, Layer, load_encoder, save_encoder
-from sentence_encoder import by_length
+from sentence_encoder import RECIPE, by_length
 
+from edgewright.compression import steps_of
 from edgewright.depth import remove_block
 from edgewright.pruning import prune
-from edgewright.recipe import Prune
+from edgewright.recipe import Prune, Recipe
 
 
 def test_a_pruned_encoder_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -34,3 +35,7 @@ def test_a_pruned_encoder_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_each_sentence_runs_in_the_shortest_program_that_holds_it() -> None:
     mask = (np.arange(128) < np.array([[128], [16], [17], [3]])).astype(np.int64)
     assert [rows.tolist() for rows in by_length({"mask": mask})] == [[1, 3], [2], [], [0]]
+
+
+def test_the_recipe_prunes_and_then_learns_from_what_was() -> None:
+    assert steps_of(Recipe.from_toml(RECIPE)) == ("prune", "finetune")

@@ -250,6 +250,10 @@ def test_blocks_are_those_with_a_path_past_their_weights() -> None:
     assert residual_blocks(_encoder(), _batches()[0][0]) == ["layers.0", "layers.1", "layers.2"]
 
 
+def test_a_block_into_which_other_code_looks_stays() -> None:
+    assert residual_blocks(_Torch().eval(), torch.zeros(1, 5, 16)) == ["encoder.layers.1"]
+
+
 def test_more_blocks_than_there_are_is_an_error_that_says_how_many() -> None:
     batches = _batches()
     with pytest.raises(CompressError, match=r"cannot remove 4 residual blocks: only 3 were found"):
