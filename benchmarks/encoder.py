@@ -156,43 +156,51 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     """What the rows say."""
     races = [row for row in rows if "instructions" in row]
     judged = races[0]["instructions"]  # AVX2 alone, where that can be had
-    found = next(r for r in races if r["length"] == JUDGED and r["threads"] == 1)
+    one, two = (
+        next(r for r in races if r["length"] == JUDGED and r["threads"] == threads) for threads in THREADS
+    )
     dev = next(r for r in rows if r.get("model") == "pruned, INT8" and r["part"] == "dev")
     share = dev["accuracy"] / dev["reference_accuracy"]
     low, high = (1 + x / dev["reference_accuracy"] for x in dev["interval"])
-    title = {"avx2": "AVX2 alone", "all": "all instructions"}[judged]
+    kept = Claim(
+        id="C4.accuracy",
+        what=f"accuracy in INT8 over MiniLM-L6's on {dev['count']:,} sentences of SST-2's dev part; "
+        "interval: 95 %, paired; reached if all of it is above the goal",
+        value=share,
+        unit="",
+        interval=(low, high),
+        goal=1 - MARGIN,
+        reached=low >= 1 - MARGIN,
+    )
+    setting = {"avx2": "AVX2 alone", "all": "all instructions"}[judged]
+    title = "MiniLM-L6 in float32 in ONNX Runtime"
     return [
-        Claim(
-            id="C4",
-            what=f"MiniLM-L6 in float32 in ONNX Runtime over its pruned INT8 form, {JUDGED} tokens, one "
-            f"thread, {title}: fastest calls; interval: quartiles of rounds",
-            value=found["minilm_ratio"],
-            unit="times",
-            interval=tuple(found["minilm_ratios"]),
-            goal=GOAL,
-            reached=found["minilm_ratio"] >= GOAL,
+        _ratio("C4", title, f"one thread, {setting}", one, "minilm", GOAL),
+        kept,
+        _ratio(
+            "C4.bert_base",
+            "the shape of BERT-base likewise",
+            f"one thread, {setting}",
+            one,
+            "bert",
+            GOAL_BERT,
         ),
-        Claim(
-            id="C4.accuracy",
-            what=f"accuracy in INT8 over MiniLM-L6's on {dev['count']:,} sentences of SST-2's dev part; "
-            "interval: 95 %, paired; reached if all of it is above the goal",
-            value=share,
-            unit="",
-            interval=(low, high),
-            goal=1 - MARGIN,
-            reached=low >= 1 - MARGIN,
-        ),
-        Claim(
-            id="C4.bert_base",
-            what=f"the shape of BERT-base in float32 in ONNX Runtime over it, {JUDGED} tokens, one thread, "
-            f"{title}: fastest calls; interval: quartiles of rounds",
-            value=found["bert_ratio"],
-            unit="times",
-            interval=tuple(found["bert_ratios"]),
-            goal=GOAL_BERT,
-            reached=found["bert_ratio"] > GOAL_BERT,
-        ),
+        _ratio("C4.two_threads", title, f"two threads, {setting}", two, "minilm", GOAL),
     ]
+
+
+def _ratio(name: str, what: str, how: str, row: dict[str, Any], peer: str, goal: float) -> Claim:
+    value = row[f"{peer}_median_ratio"]
+    return Claim(
+        id=name,
+        what=f"{what} over the pruned INT8 form, {JUDGED} tokens, {how}: median of rounds in turns; "
+        "interval: quartiles",
+        value=value,
+        unit="times",
+        interval=tuple(row[f"{peer}_ratios"]),
+        goal=goal,
+        reached=value >= goal,
+    )
 
 
 if __name__ == "__main__":
