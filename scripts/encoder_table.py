@@ -51,6 +51,6 @@ def encoder(result: dict[str, Any]) -> str:
             f"{row['bert_median_ratio']:.1f}" if "bert_ratio" in row else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    said = "FP32 in ONNX Runtime. One sentence that fills its length; times are the fastest of calls in turns, "
-    lines += ["", f"{said}ratios the medians and quartiles of rounds. {where(result)}"]
+    said = "FP32 in ONNX Runtime. One sentence that fills its length; times are the fastest of calls, "
+    lines += ["", f"{said}ratios the medians and quartiles of rounds in turns. {where(result)}"]
     return "\n".join(lines) + "\n"

@@ -174,7 +174,7 @@ def compress(
         if value is not None and not budget:
             raise typer.BadParameter("is for a search; give a --budget too", param_hint=f"--{name}")
     if recipe is None and not budget:
-        raise typer.BadParameter("give one; only a search may do without", param_hint="--recipe")
+        raise typer.BadParameter("give one; only a search may do without", param_hint="'--recipe'")
     wanted = Wanted(
         model=model,
         recipe=Recipe.from_toml(recipe) if recipe else Recipe(name="search"),
@@ -334,7 +334,7 @@ def _lengths(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r}: give numbers such as 32,64,128", param_hint="--lengths"
+            f"{text!r}: give numbers such as 32,64,128", param_hint="'--lengths'"
         ) from None
 
 

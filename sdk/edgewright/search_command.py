@@ -62,10 +62,10 @@ class Asked:
         try:
             wanted = tuple(Budget.parse(text) for text in budgets)
         except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--budget") from None
+            raise typer.BadParameter(str(error), param_hint="'--budget'") from None
         points = MIN_ACCURACY if min_accuracy is None else min_accuracy
         if not points < 0:
-            raise typer.BadParameter("give points below 0, such as -0.5", param_hint="--min-accuracy")
+            raise typer.BadParameter("give points below 0, such as -0.5", param_hint="'--min-accuracy'")
         return cls(
             budgets=wanted,
             min_accuracy=points,
@@ -99,7 +99,7 @@ def run_search(wanted: Wanted, asked: Asked, json_to: str | None) -> int:
     ):
         raise SearchError(f"{wanted.out}: what [search.qat] may train is an artifact; name it NAME.ew")
     if wanted.locked is not None:
-        raise typer.BadParameter("a lock is of one recipe, not of a search", param_hint="--locked")
+        raise typer.BadParameter("a lock is of one recipe, not of a search", param_hint="'--locked'")
     confirm = _batches(asked.confirm) if asked.confirm else None
     data = load_data(wanted.data)
     seed = wanted.recipe.seed
