@@ -172,7 +172,7 @@ def compress(
     only_searching = {"min-accuracy": min_accuracy, "trials": trials, "confirm": confirm, "search": search}
     for name, value in only_searching.items():
         if value is not None and not budget:
-            raise typer.BadParameter("is for a search; give a --budget too", param_hint=f"--{name}")
+            raise typer.BadParameter("is for a search; give a --budget too", param_hint=f"'--{name}'")
     if recipe is None and not budget:
         raise typer.BadParameter("give one; only a search may do without", param_hint="'--recipe'")
     wanted = Wanted(
