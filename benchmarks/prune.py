@@ -30,9 +30,9 @@ from settings import settings
 from torch import nn
 
 import edgewright as ew
-from edgewright.budget import Stopwatch, latency_model
 from edgewright.dependencies import Dependencies
 from edgewright.fidelity import Fidelity, described, fidelity
+from edgewright.latency_budget import Stopwatch, latency_model
 from edgewright.latency_model import LatencyModel
 from edgewright.pruning import count_macs
 

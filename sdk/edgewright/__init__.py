@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgewright import digits
-    from edgewright.budgets import Budget
     from edgewright.compression import compress
     from edgewright.data import Data
     from edgewright.distillation import distill
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from edgewright.latency import Latency, measure
     from edgewright.layer_sensitivity import LayerSensitivity, Sensitivity, sensitivity
     from edgewright.models import load_model, save_model
-    from edgewright.pareto import SearchReport
     from edgewright.progress import OnProgress, Progress
     from edgewright.publishing import publish
     from edgewright.recipe import (
@@ -47,6 +45,8 @@ if TYPE_CHECKING:
         Recipe,
         Training,
     )
+    from edgewright.search_budgets import Budget
+    from edgewright.search_pareto import SearchReport
     from edgewright.searching import search
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
@@ -108,7 +108,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "budgets": ("Budget",),
     "compression": ("compress",),
     "data": ("Data",),
     "distillation": ("distill",),
@@ -128,7 +127,6 @@ _HOMES = {
     "latency": ("Latency", "measure"),
     "layer_sensitivity": ("LayerSensitivity", "Sensitivity", "sensitivity"),
     "models": ("load_model", "save_model"),
-    "pareto": ("SearchReport",),
     "progress": ("OnProgress", "Progress"),
     "publishing": ("publish",),
     "recipe": (
@@ -142,6 +140,8 @@ _HOMES = {
         "Recipe",
         "Training",
     ),
+    "search_budgets": ("Budget",),
+    "search_pareto": ("SearchReport",),
     "searching": ("search",),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),

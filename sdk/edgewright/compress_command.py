@@ -161,8 +161,8 @@ def _check_traceable(model: nn.Module, data: Data) -> None:
         example = _example(model, data)
         with torch.no_grad():
             model(*example)
-    except Exception:
-        return  # `compress` tells best what does not fit
+    except Exception:  # a model may raise anything; `compress` tells best what does not fit
+        return
     trace(model, example)
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from edgewright.attention import Replaced
-from edgewright.budget import Stopwatch, cannot_be_met, choose, latency_model, offered
 from edgewright.data import Batch, Inputs, call, map_inputs
 from edgewright.dependencies import Dependencies, Group
 from edgewright.depth import remove_block, residual_blocks
 from edgewright.errors import CompressError
 from edgewright.importance import block_losses, scores_of
+from edgewright.latency_budget import Stopwatch, cannot_be_met, choose, latency_model, offered
 from edgewright.latency_model import LatencyModel
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Prune, Quantize

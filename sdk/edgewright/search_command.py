@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 import typer
 from rich.markup import escape
 
-from edgewright.budgets import Budget
 from edgewright.compress_command import Wanted, carry_out, check_out
 from edgewright.console import DID_NOT_HOLD, check_writable, console_for, emit, progress_bar
 from edgewright.durable import write_whole
 from edgewright.errors import DataError, SearchError
-from edgewright.pareto import SearchReport, front_table
+from edgewright.search_budgets import Budget
+from edgewright.search_pareto import SearchReport, front_table
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgewright.budgets import Budget, Cost, Quantity, fastest_ms, latency_beside, one_call, shown, size_of
 from edgewright.checkpoint import Checkpoint
 from edgewright.compression import lock_of, steps_of, take_step
 from edgewright.data import Batch, Data, map_inputs
@@ -26,12 +25,22 @@ from edgewright.float_onnx import export_onnx
 from edgewright.graph import forward_parameters
 from edgewright.lock import Lock
 from edgewright.models import save_model
-from edgewright.pareto import SearchReport
 from edgewright.progress import OnProgress, Progress
-from edgewright.proposals import TRAINING_STEPS, Point, default_space, propose, recipe_at
 from edgewright.recipe import Recipe
+from edgewright.search_budgets import (
+    Budget,
+    Cost,
+    Quantity,
+    fastest_ms,
+    latency_beside,
+    one_call,
+    shown,
+    size_of,
+)
+from edgewright.search_cache import Curve, StepCache
+from edgewright.search_pareto import SearchReport
+from edgewright.search_proposals import TRAINING_STEPS, Point, default_space, propose, recipe_at
 from edgewright.search_trials import Demands, Trial
-from edgewright.step_cache import Curve, StepCache
 from edgewright.training import own_randomness, tensors
 from edgewright_device import Artifact, Target
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from edgewright.budgets import Cost, Quantity, Verdict
 from edgewright.errors import SearchError
 from edgewright.fidelity import Fidelity
-from edgewright.proposals import Point, Tried
+from edgewright.search_budgets import Cost, Quantity, Verdict
+from edgewright.search_proposals import Point, Tried
 
 Status = Literal["held", "cannot tell", "not met", "stopped", "failed"]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgewright.budgets import Budget, Quantity
 from edgewright.data import Batch, Data, map_inputs
 from edgewright.errors import CompressError, DataError, SearchError
-from edgewright.pareto import SearchReport
 from edgewright.progress import OnProgress
 from edgewright.recipe import Recipe
+from edgewright.search_budgets import Budget, Quantity
+from edgewright.search_pareto import SearchReport
 from edgewright.search_run import BEGUN, SearchRun
 from edgewright.statistics import paired_interval
 from edgewright.training import own_randomness, tensors

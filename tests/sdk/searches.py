@@ -11,9 +11,9 @@ from torch import nn
 
 from edgewright import digits
 from edgewright.data import Data
-from edgewright.pareto import SearchReport
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Recipe, Training
+from edgewright.search_pareto import SearchReport
 from edgewright.searching import search
 from edgewright.training import train
 

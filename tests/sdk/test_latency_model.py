@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgewright.budget import choose
 from edgewright.errors import CompressError
+from edgewright.latency_budget import choose
 from edgewright.latency_model import LatencyModel, Measured, Operator, load_measured, save_measured
 
 

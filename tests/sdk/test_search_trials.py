@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgewright.budgets import Cost, Quantity
 from edgewright.errors import SearchError
 from edgewright.fidelity import Fidelity
-from edgewright.pareto import SearchReport, front_table, steps_in_words
+from edgewright.search_budgets import Cost, Quantity
+from edgewright.search_pareto import SearchReport, front_table, steps_in_words
 from edgewright.search_trials import Demands, Trial
 
 DEMANDS = Demands(margin=0.02, limits={"latency": 1.0}, reference_accuracy=0.95)

@@ -20,9 +20,9 @@ from edgewright.compression import compress
 from edgewright.data import Data
 from edgewright.errors import CompressError, DataError, SearchError
 from edgewright.exporting import export
-from edgewright.pareto import SearchReport, front_table
 from edgewright.progress import Progress
 from edgewright.recipe import Recipe
+from edgewright.search_pareto import SearchReport, front_table
 from edgewright.searching import halves, search
 from edgewright_device import Artifact, detect, target_names
 from sdk import searches

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from edgewright.budgets import BLOCKS, Budget, Cost, fastest_ms, latency_beside, median_interval, shown
+from edgewright.search_budgets import BLOCKS, Budget, Cost, fastest_ms, latency_beside, median_interval, shown
 
 
 @pytest.mark.parametrize(

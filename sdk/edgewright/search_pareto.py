@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgewright.budgets import Quantity, shown
 from edgewright.durable import write_whole
 from edgewright.fidelity import Fidelity, described
 from edgewright.recipe import Recipe
+from edgewright.search_budgets import Quantity, shown
 from edgewright.search_trials import Demands, Trial, plain
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewright.proposals import (
+from edgewright.recipe import Prune, Recipe
+from edgewright.search_proposals import (
     TRAINING_STEPS,
     Point,
     Tried,
@@ -14,7 +15,6 @@ from edgewright.proposals import (
     propose,
     recipe_at,
 )
-from edgewright.recipe import Prune, Recipe
 
 pytest.importorskip("optuna")
 BASE = Recipe(name="base", seed=3)
