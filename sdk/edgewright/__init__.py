@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgewright import digits
+    from edgewright.checks import Check
     from edgewright.compression import compress
     from edgewright.data import Data
     from edgewright.distillation import distill
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from edgewright.searching import search
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
-    from edgewright.verification import Check, VerificationReport, verify
+    from edgewright.verification import verify
+    from edgewright.verification_report import VerificationReport
     from edgewright_device import Artifact, ArtifactError, Runner, Target, detect, target_names
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "checks": ("Check",),
     "compression": ("compress",),
     "data": ("Data",),
     "distillation": ("distill",),
@@ -145,7 +148,8 @@ _HOMES = {
     "searching": ("search",),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),
-    "verification": ("Check", "VerificationReport", "verify"),
+    "verification": ("verify",),
+    "verification_report": ("VerificationReport",),
 }
 _HOME_OF = {name: f"edgewright.{module}" for module, names in _HOMES.items() for name in names}
 _HOME_OF |= dict.fromkeys(

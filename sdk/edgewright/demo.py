@@ -33,7 +33,8 @@ from edgewright.progress import OnProgress
 from edgewright.publishing import publish
 from edgewright.recipe import Recipe
 from edgewright.training import evaluate, train
-from edgewright.verification import VerificationReport, verify
+from edgewright.verification import verify
+from edgewright.verification_report import VerificationReport
 from edgewright_device import Artifact, Runner, detect, write_artifact
 from edgewright_ota import Fleet, Release, Repository
 

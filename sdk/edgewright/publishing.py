@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from edgewright.errors import PublishError
-from edgewright.verification import VerificationReport
+from edgewright.verification_report import VerificationReport
 from edgewright_device import Artifact, write_report
 from edgewright_ota import Release, Repository
 

@@ -6,22 +6,22 @@ and that against the float model (quantization: must be small, and is judged wit
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgewright.cases import Cases, beyond_range, generate
+from edgewright.checks import Check, Verdict, at_least, at_most
 from edgewright.errors import ExportError, VerifyError
 from edgewright.graph import float_function
 from edgewright.progress import OnProgress, Progress
 from edgewright.statistics import sqnr_db, wilson_interval
+from edgewright.verification_report import VerificationReport
 from edgewright_device import Artifact, Port, Runner, replay
 from edgewright_kernels import cpu_paths
 
@@ -36,104 +36,7 @@ NATURAL = ("sample", "between", "noise", "shift")
 # An artifact whose engine is not exact may differ from its golden outputs by this share of their range.
 GOLDEN_TOLERANCE = 0.02
 
-Verdict = Literal["passed", "failed", "cannot tell"]
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One thing that was checked.
-
-    Attributes:
-        name: Short, stable.
-        what: The same for people.
-        verdict: "cannot tell" when the interval holds the bound: more cases are needed.
-        value: What was found.
-        interval: 95 % confidence interval of `value`, where it is an estimate.
-        bound: What was allowed.
-        unit: Of value, interval and bound.
-    """
-
-    name: str
-    what: str
-    verdict: Verdict
-    value: float
-    interval: tuple[float, float] | None
-    bound: float
-    unit: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerificationReport:
-    """What `verify` found.
-
-    Attributes:
-        artifact: Digest of the artifact it is about.
-        name: The artifact's name.
-        reference: What it was compared with.
-        cases: Number of generated cases within the calibrated range.
-        strata: How many of each kind.
-        seed: Draws the same cases again.
-        bit_mismatches: Output values in which the native engine differs from the numpy reference.
-        prediction_flips: Cases in which the largest output differs from the float model's; None where the
-            output is not a vector of classes.
-        sqnr_db: Signal to quantization noise ratio against the float model on all cases but the edge ones,
-            the lowest of the outputs.
-        stratum_sqnr_db: The same for each kind of case.
-        checks: Each with its verdict.
-        machine: Where it ran.
-    """
-
-    artifact: str
-    name: str
-    reference: str
-    cases: int
-    strata: Mapping[str, int]
-    seed: int
-    bit_mismatches: int
-    prediction_flips: int | None
-    sqnr_db: float
-    stratum_sqnr_db: Mapping[str, float]
-    checks: tuple[Check, ...]
-    machine: Mapping[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Whether there were checks, and every one passed."""
-        return bool(self.checks) and all(c.verdict == "passed" for c in self.checks)
-
-    def to_json(self) -> str:
-        """The report as JSON; a number that is none becomes the text "inf", "-inf" or "nan"."""
-        data = {"format": 1, "passed": self.passed, **asdict(self)}
-        return json.dumps(_finite(data), indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> VerificationReport:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            VerifyError: Not a verification report.
-        """
-        try:
-            data = json.loads(text)
-            data.pop("passed")
-            if data.pop("format") != 1:
-                raise ValueError("not format 1")
-            data["sqnr_db"] = float(data["sqnr_db"])
-            data["stratum_sqnr_db"] = {k: float(v) for k, v in data["stratum_sqnr_db"].items()}
-            checks = tuple(
-                Check(
-                    **c
-                    | {
-                        "value": float(c["value"]),
-                        "interval": tuple(c["interval"]) if c["interval"] else None,
-                    }
-                )
-                for c in data.pop("checks")
-            )
-            return cls(checks=checks, **data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise VerifyError(f"not a verification report: {error}") from None
 
 
 def verify(
@@ -189,18 +92,18 @@ def verify(
             wanted = _float_outputs(artifact, reference, few, report, length)
             shorter_noise.append(_sqnr_db(wanted, here, np.isin(few.strata, NATURAL)))
         checks.append(
-            _bounded(
+            at_most(
                 "bits", "native engine against the numpy reference, differing values", mismatches, 0, "values"
             )
         )
         unfused = _run(Runner(artifact, backend="onnxruntime").run, drawn, "onnxruntime", report)
         agreement = float(np.min([sqnr_db(got[n], unfused[n]) for n in got]))
         checks.append(
-            _at_least("onnx", "model.onnx in ONNX Runtime against the native engine", agreement, 25.0, "dB")
+            at_least("onnx", "model.onnx in ONNX Runtime against the native engine", agreement, 25.0, "dB")
         )
     noise = min([_sqnr_db(expected, got, np.isin(drawn.strata, NATURAL)), *shorter_noise])
     checks.append(
-        _at_least("sqnr", "signal to quantization noise against the float model", noise, min_sqnr_db, "dB")
+        at_least("sqnr", "signal to quantization noise against the float model", noise, min_sqnr_db, "dB")
     )
     flips = _flips(expected, got)
     if flips is not None:
@@ -344,16 +247,16 @@ def _golden_check(artifact: Artifact, engine: Runner, *, exact: bool) -> Check:
             taken, golden = artifact.golden(length)
             wrong_values += _differing(golden, engine.run(taken))
         what = "golden vectors of every length replayed, differing values"
-        return _bounded("golden", what, wrong_values, 0, "values")
+        return at_most("golden", what, wrong_values, 0, "values")
     if exact and artifact.parts:
         what = "golden vectors replayed part by part, parts that differ" + (f": {wrong}" if wrong else "")
-        return _bounded("golden", what, bool(wrong), 0, "parts")
+        return at_most("golden", what, bool(wrong), 0, "parts")
     if exact:
-        return _bounded(
+        return at_most(
             "golden", "golden vectors replayed, differing values", _differing(expected, got), 0, "values"
         )
     worst = float(np.max([np.abs(expected[n] - got[n]).max() / (np.ptp(expected[n]) or 1) for n in got]))
-    return _bounded(
+    return at_most(
         "golden",
         "golden vectors replayed, largest share of the range",
         worst,
@@ -376,24 +279,6 @@ def _flip_check(flips: int, cases: int, bound: float) -> Check:
     )
 
 
-def _bounded(name: str, what: str, value: float, bound: float, unit: str) -> Check:
-    verdict: Verdict = "passed" if value <= bound else "failed"
-    return Check(
-        name=name,
-        what=what,
-        verdict=verdict,
-        value=float(value),
-        interval=None,
-        bound=float(bound),
-        unit=unit,
-    )
-
-
-def _at_least(name: str, what: str, value: float, bound: float, unit: str) -> Check:
-    verdict: Verdict = "passed" if value >= bound else "failed"
-    return Check(name=name, what=what, verdict=verdict, value=value, interval=None, bound=bound, unit=unit)
-
-
 def _differing(expected: Mapping[str, npt.NDArray[Any]], got: Mapping[str, npt.NDArray[Any]]) -> int:
     """Number of values that differ in any bit."""
     return sum(
@@ -412,13 +297,3 @@ def _flips(expected: Arrays, got: Arrays) -> int | None:
     if len(expected) != 1 or expected[name].ndim != 2 or expected[name].shape[1] < 2:
         return None
     return int(np.count_nonzero(expected[name].argmax(1) != got[name].argmax(1)))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value

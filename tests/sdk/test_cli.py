@@ -24,7 +24,8 @@ from edgewright import cli
 from edgewright.exporting import export
 from edgewright.graph import float_function
 from edgewright.models import load_model, save_model
-from edgewright.verification import VerificationReport, verify
+from edgewright.verification import verify
+from edgewright.verification_report import VerificationReport
 from edgewright_device import Artifact, Runner, Target, detect, target_names
 from edgewright_ota import Repository
 from sdk.foreign import quantize_static

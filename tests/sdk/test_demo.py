@@ -14,7 +14,7 @@ import pytest
 
 from edgewright.demo import run_demo
 from edgewright.errors import DemoError
-from edgewright.verification import VerificationReport
+from edgewright.verification_report import VerificationReport
 from edgewright_device import Artifact
 
 EDGEWRIGHT = Path(sys.executable).with_name("edgewright")

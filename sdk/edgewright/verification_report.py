@@ -1,0 +1,74 @@
+"""VerificationReport: what `verify` found, as data that survives JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgewright.checks import Check
+from edgewright.errors import VerifyError
+from edgewright.plain import from_plain, to_plain
+
+FORMAT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationReport:
+    """What `verify` found.
+
+    Attributes:
+        artifact: Digest of the artifact it is about.
+        name: The artifact's name.
+        reference: What it was compared with.
+        cases: Number of generated cases within the calibrated range.
+        strata: How many of each kind.
+        seed: Draws the same cases again.
+        bit_mismatches: Output values in which the native engine differs from the numpy reference.
+        prediction_flips: Cases in which the largest output differs from the float model's; None where the
+            output is not a vector of classes.
+        sqnr_db: Signal to quantization noise ratio against the float model on all cases but the edge ones,
+            the lowest of the outputs.
+        stratum_sqnr_db: The same for each kind of case.
+        checks: Each with its verdict.
+        machine: Where it ran.
+    """
+
+    artifact: str
+    name: str
+    reference: str
+    cases: int
+    strata: Mapping[str, int]
+    seed: int
+    bit_mismatches: int
+    prediction_flips: int | None
+    sqnr_db: float
+    stratum_sqnr_db: Mapping[str, float]
+    checks: tuple[Check, ...]
+    machine: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were checks, and every one passed."""
+        return bool(self.checks) and all(c.verdict == "passed" for c in self.checks)
+
+    def to_json(self) -> str:
+        """The report as JSON; a number that is none becomes the text "inf", "-inf" or "nan"."""
+        data = {"format": FORMAT, "passed": self.passed, **to_plain(self)}
+        return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> VerificationReport:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            VerifyError: Not a verification report.
+        """
+        try:
+            data = json.loads(text)
+            data.pop("passed")
+            if data.pop("format") != FORMAT:
+                raise ValueError(f"not format {FORMAT}")
+            return from_plain(cls, data)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise VerifyError(f"not a verification report: {error}") from None
