@@ -1,7 +1,8 @@
 """The truth: every operator in plain numpy integers, one function each. Slow, and exact by inspection.
 
 Every path of the native engine gives these bits. All integer arithmetic is int64, so nothing can wrap: the
-weights are checked to keep each accumulator in 32 bits, a multiplier has 31.
+weights are checked to keep each accumulator in 32 bits, a multiplier has 31. Matrix products go through
+float64, which holds such sums exactly.
 
 The functions work on batches: arrays of uint8 or int16, (N, *tensor.shape), as the plan lays tensors out.
 """
@@ -119,13 +120,13 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
         case ir.Multiply():
             acc = centred[0] * _broadcast(centred[1], read[1], x_t)
         case ir.MatMul():
-            acc = centred[0] @ (centred[1].swapaxes(-1, -2) if op.transpose_b else centred[1])
+            acc = _product(centred[0], centred[1].swapaxes(-1, -2) if op.transpose_b else centred[1])
         case ir.Convolution():
             acc = _convolve(centred[0], weight, bias, op, y_t)
         case ir.TransposedConvolution():
             acc = _convolve_transposed(centred[0], weight, bias, op, y_t)
         case ir.FullyConnected():
-            acc = centred[0] @ weight.T + bias
+            acc = _product(centred[0], weight.T) + bias
         case ir.AveragePool():
             acc = _window_sum(centred[0], op.window, y_t)
         case ir.Requantize():
@@ -137,6 +138,12 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
         case ir.Constant():
             raise AssertionError("it reads nothing, and is seen to by its caller")
     return _clamped(requantize(acc, op.rescale.multiplier, op.rescale.shift), op.rescale, y_t)
+
+
+def _product(a: Int64Array, b: Int64Array) -> Int64Array:
+    """The matrix product `a @ b`, which float64 has exactly, and sooner: no sum leaves 32 bits, it holds 53."""
+    found: Int64Array = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+    return found
 
 
 def requantize(acc: npt.ArrayLike, multiplier: npt.ArrayLike, shift: npt.ArrayLike) -> Int64Array:
@@ -220,7 +227,7 @@ def _convolve(
             continue
         for group in range(op.groups):
             to = slice(group * outputs, (group + 1) * outputs)
-            acc[..., to] += seen[..., group * inputs : (group + 1) * inputs] @ at_tap[to].T
+            acc[..., to] += _product(seen[..., group * inputs : (group + 1) * inputs], at_tap[to].T)
     return acc
 
 
@@ -243,7 +250,7 @@ def _convolve_transposed(
             seen = slice(group * inputs, (group + 1) * inputs)
             at_tap = weight[(seen, slice(None), *tap)]
             to = slice(group * outputs, (group + 1) * outputs)
-            acc[(slice(None), *reached, to)] += x[..., seen] @ at_tap
+            acc[(slice(None), *reached, to)] += _product(x[..., seen], at_tap)
     inside = [slice(window.padding[i], window.padding[i] + y.shape[i]) for i in range(axes)]
     result: Int64Array = acc[(slice(None), *inside)] + bias
     return result
