@@ -10,6 +10,7 @@ import copy
 import inspect
 import itertools
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,7 @@ def onnx_function(
     options = onnxruntime.SessionOptions()
     if not rewrites:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))  # not more than this process may use
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     try:
