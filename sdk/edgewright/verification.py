@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH = 100
-BATCH_VALUES = 1 << 20  # of inputs that are run at once
+BATCH_VALUES = 1 << 18  # of inputs that are run at once
 BEYOND = 50
 CLOSE = 100  # cases that are looked at more closely than at the outputs of one engine
 # Multiply-accumulates that the numpy reference may take: about a second and a half on one core.
