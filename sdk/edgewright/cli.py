@@ -274,6 +274,9 @@ def export(
     mask: Annotated[
         str | None, typer.Option(help="With --lengths: the input that hides padding; found if left out.")
     ] = None,
+    litert: Annotated[
+        bool, typer.Option("--litert", help="Also put the same integers into model.tflite, for LiteRT.")
+    ] = False,
     json_to: JsonOption = None,
 ) -> None:
     """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX."""
@@ -304,6 +307,7 @@ def export(
             fallback=fallback,
             lengths=_lengths(lengths),
             mask=mask,
+            litert=litert,
             progress=noting(notes, progress),
         )
     for note in notes:
@@ -420,9 +424,7 @@ def _labelled(path: Path) -> tuple[Any, Any]:
 
 @app.command()
 def verify(
-    artifact: Annotated[
-        Path, typer.Argument(help="An artifact, NAME.ew; or an .onnx file, as ONNX Runtime runs it.")
-    ],
+    artifact: ArtifactPath,
     reference: Annotated[Path, typer.Option(help="The float model it was made from, .pt2 or .onnx.")],
     cases: Annotated[int, typer.Option(min=20, help="Generated cases.")] = 1000,
     data: Annotated[Path | None, typer.Option(help=".npz with real samples that cases grow from.")] = None,
@@ -430,7 +432,7 @@ def verify(
     report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
     json_to: JsonOption = None,
 ) -> None:
-    """Compare what will run with its integer definition, exactly, and with the float model."""
+    """Compare an artifact with its integer definition, bit for bit, and with the float model."""
     import json
 
     import edgewright as ew
@@ -438,9 +440,10 @@ def verify(
     console = console_for(json_to)
     if report:
         check_writable(report)
+    opened = Artifact.open(artifact)
     with progress_bar(console) as progress:
         found = ew.verify(
-            artifact,
+            opened,
             reference=reference,
             cases=cases,
             data=_samples(data) if data else None,

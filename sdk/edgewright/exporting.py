@@ -21,6 +21,7 @@ from edgewright.golden import golden_inputs, golden_of_parts
 from edgewright.graph import float_graph, forward_parameters, onnx_function
 from edgewright.indices import tabulate
 from edgewright.lengths import Programs, Sequences, programs
+from edgewright.litert import model as litert_model
 from edgewright.lower import lower
 from edgewright.normalform import normalize
 from edgewright.parts import GraphPart, partition
@@ -65,6 +66,7 @@ def export(
     lengths: Sequence[int] | None = None,
     axes: Mapping[str, int] | None = None,
     mask: str | None = None,
+    litert: bool = False,
     progress: OnProgress | None = None,
 ) -> Artifact:
     """Quantizes a model to INT8 and writes it as an artifact.
@@ -96,6 +98,8 @@ def export(
         axes: Of a module with `lengths`: the axis of the sequence, by input name; 1 of each if left out.
         mask: The input, 1 where a sequence is and 0 behind it, that hides padding. Found, if there is one,
             when left out; when given, a model in which padding behind it changes results is refused.
+        litert: Also write `model.tflite`, the same integers for LiteRT, which rounds in its own way;
+            `progress` notes how near it comes to the native engine on the golden vectors.
         progress: Called as the work goes on.
 
     Returns:
@@ -110,6 +114,8 @@ def export(
     target = target if isinstance(target, Target) else Target.load(target)
     if backend not in target.backends:
         raise ExportError(f"target {target.name!r} has no backend {backend!r}; choose from {target.backends}")
+    if litert:
+        litert_model.check_installed()
     report = progress or _ignore
     path = Path(out)
     name = path.name.removesuffix(".ew")
@@ -193,6 +199,8 @@ def export(
     else:
         inputs = golden_inputs(samples)
         made.files["golden.npz"] = encode_golden(inputs, onnx_function(quantized.model)(inputs))
+    if litert:
+        made.files[litert_model.MODEL] = litert_model.model_file(made.files, weights)
     artifact = write_artifact(
         path,
         name=name,
@@ -210,7 +218,8 @@ def export(
         parts=tuple(made.parts),
         lengths=shared.lengths if shared else None,
     )
-    report(Progress(step="write", done=1, total=1))
+    note = litert_model.agreement_note(artifact) if litert else ""
+    report(Progress(step="write", done=1, total=1, note=note))
     return artifact
 
 

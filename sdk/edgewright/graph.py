@@ -10,7 +10,6 @@ import copy
 import inspect
 import itertools
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +55,7 @@ def float_graph(
     """
     if isinstance(model, Path):
         if model.suffix == ".onnx":
-            graph = read_onnx(model)
+            graph = _existing(model, _read_onnx)
         elif model.suffix == ".pt2":
             graph = _from_torch(_existing(model, _read_pt2), None)
         else:
@@ -70,7 +69,7 @@ def float_graph(
 
 
 def onnx_function(
-    model: onnx.ModelProto, outputs: Sequence[str] | None = None, *, rewrites: bool = False
+    model: onnx.ModelProto, outputs: Sequence[str] | None = None
 ) -> Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]:
     """The graph as a function of its inputs by name, run by ONNX Runtime without its riskier rewrites.
 
@@ -80,8 +79,6 @@ def onnx_function(
     Args:
         model: A graph with its constants inside.
         outputs: Values to return, any of the graph's; the graph's outputs if left out.
-        rewrites: Let ONNX Runtime rewrite the graph all the same: sooner done, and right where nothing is
-            quantized, up to the order of float32 sums.
     """
     import onnxruntime
 
@@ -95,9 +92,7 @@ def onnx_function(
                 onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             )
     options = onnxruntime.SessionOptions()
-    if not rewrites:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))  # not more than this process may use
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     try:
@@ -122,9 +117,9 @@ def float_function(
         ExportError: The file is missing, damaged, or of another kind.
     """
     if isinstance(model, Path) and model.suffix == ".onnx":
-        graph = read_onnx(model)
+        graph = _existing(model, _read_onnx)
         names = [i.name for i in graph.graph.input if i.name not in initializers(graph)]
-        run = onnx_function(graph, rewrites=not quantizes(graph))
+        run = onnx_function(graph)
         return lambda inputs: list(run(dict(zip(names, inputs, strict=True))).values())
     import torch
 
@@ -144,32 +139,10 @@ def float_function(
     return call
 
 
-def quantizes(model: onnx.ModelProto) -> bool:
-    """Whether a graph has operators on integers, in any format."""
-    names = (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantize",
-        "QLinear",
-        "ConvInteger",
-        "MatMulInteger",
-    )
-    return any(n.op_type.startswith(names) for n in model.graph.node)
-
-
 def _existing(path: Path, read: Callable[[Path], _T]) -> _T:
     if not path.is_file():
         raise ExportError(f"{path}: there is no such file")
     return read(path)
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """An ONNX file, with its external data in memory.
-
-    Raises:
-        ExportError: Missing, damaged, or without its external data.
-    """
-    return _existing(path, _read_onnx)
 
 
 def _read_onnx(path: Path) -> onnx.ModelProto:

@@ -50,3 +50,9 @@ def packed(integers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Bytes (O, terms / 2) of integers (O, ...)."""
     halves = integers.reshape(len(integers), -1).astype(np.int8).view(np.uint8) & 15
     return np.asarray(halves[:, ::2] | halves[:, 1::2] << 4, np.uint8)
+
+
+def unpacked(data: npt.NDArray[np.uint8], terms: int) -> npt.NDArray[np.int8]:
+    """Integers (O, terms) of the bytes (O, ceil(terms / 2)) that a program has."""
+    halves = np.stack([data & 15, data >> 4], axis=-1).reshape(len(data), -1)[:, :terms]
+    return (halves.astype(np.int8) ^ 8) - np.int8(8)

@@ -18,7 +18,7 @@ from edgewright_device.manifest import TFLITE
 class LiteRtBackend:
     """Runs model.tflite, one sample at a time, since its shapes are static.
 
-    The model's inputs and outputs stand for the artifact's in the same order; they must be float32 with a
+    The model's inputs and outputs stand for the artifact's in the same order, of the same types, with a
     batch of 1.
     Uses ai-edge-litert, or an installed tflite-runtime. Calls from several threads wait for one another.
     """
@@ -35,7 +35,7 @@ class LiteRtBackend:
             raise RunnerError(f"{where}: LiteRT cannot load it ({error})") from error
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         for ports, details in ((artifact.inputs, inputs), (artifact.outputs, outputs)):
-            want = [((1, *p.shape[1:]), np.float32) for p in ports]
+            want = [((1, *p.shape[1:]), np.dtype(p.dtype).type) for p in ports]
             got = [(tuple(int(n) for n in d["shape"]), d["dtype"]) for d in details]
             if got != want:
                 raise RunnerError(f"{where}: takes or gives {got}, the manifest says {want}")
