@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from edgewright_device.artifact import Artifact, check_place, write_artifact, write_report
+from edgewright_device.certificate import Certificate
 from edgewright_device.errors import (
     ArtifactError,
     DeviceError,
@@ -15,7 +16,7 @@ from edgewright_device.golden import encode_golden
 from edgewright_device.health import BOUND_STEPS, HealthReport, replay
 from edgewright_device.journal import Journal, SlotRelease
 from edgewright_device.manifest import ArtifactFile, Lengths, Part, Port
-from edgewright_device.runner import BACKENDS, Runner
+from edgewright_device.runner import BACKENDS, EXACT_BACKENDS, Runner
 from edgewright_device.serving import Serving
 from edgewright_device.slots import Slots
 from edgewright_device.target import Target, detect, target_names
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "BOUND_STEPS",
+    "EXACT_BACKENDS",
     "Agent",
     "Artifact",
     "ArtifactError",
     "ArtifactFile",
+    "Certificate",
     "DeviceError",
     "Event",
     "HealthReport",

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_device.artifact import Artifact
+from edgewright_device.certificate import Certificate
 from edgewright_device.manifest import Part, Port
 from edgewright_device.runner import EXACT_BACKENDS, Runner
 
 BOUND_STEPS = 2
-"""How far an output of another backend may lie from the golden one, in steps of that output's scale."""
+"""How far an output of another backend may lie from the golden one, in steps of that output's scale, where no
+certificate says it."""
 TIMED_SAMPLES = 32
 
 
@@ -49,7 +51,9 @@ def check(
 ) -> HealthReport:
     """Opens the artifact at `path` and replays its golden vectors.
 
-    An artifact that cannot be opened or run is a failed check, not an exception.
+    Engines that are not exact are held to the steps that the certificate in its report.json gives them, or to
+    `BOUND_STEPS` where it says nothing. An artifact that cannot be opened or run, or whose report did not
+    pass, is a failed check, not an exception.
 
     Args:
         path: The artifact's directory.
@@ -59,8 +63,10 @@ def check(
     """
     try:
         artifact = Artifact.open(path)
+        certificate = Certificate.of(artifact)
+        steps = certificate.bounds.get(backend, BOUND_STEPS) if certificate else BOUND_STEPS
         runner = Runner(artifact, backend)
-        reason = replay(runner)
+        reason = replay(runner, steps=steps)
         inputs, _ = artifact.golden()
         vectors = len(next(iter(inputs.values())))
         latency_ms = _latency_ms(runner, inputs, min(vectors, TIMED_SAMPLES), clock)
@@ -74,13 +80,18 @@ def check(
     )
 
 
-def replay(runner: Runner) -> str:
+def replay(runner: Runner, *, steps: int = BOUND_STEPS) -> str:
     """Runs golden inputs and compares the outputs with the golden ones.
 
     On the native and reference backends every bit must agree, for each length of sequences; on others each
-    value within `BOUND_STEPS` steps. A model in parts is run whole, and must give finite values; then each
+    value within `steps`. A model in parts is run whole, and must give finite values; then each
     part alone, on the recorded values: a program must give the recorded bits, a part of ONNX Runtime what
     lies within its tolerance.
+
+    Args:
+        runner: The artifact, loaded.
+        steps: How far an output of an engine that is not exact may lie from the golden one, in steps of its
+            grid.
 
     Returns:
         The first thing that is wrong, or an empty string.
@@ -98,7 +109,7 @@ def replay(runner: Runner) -> str:
         outputs = runner.run(inputs)
         reason = _misshapen(artifact.outputs, outputs, golden)
         if not reason and not (exact and artifact.parts):
-            reason = _difference(artifact.outputs, outputs, golden, exact=exact)
+            reason = _difference(artifact.outputs, outputs, golden, None if exact else steps)
         if reason:
             return f"length {length}: {reason}" if length else reason
     values = artifact.golden_values()
@@ -160,18 +171,17 @@ def _difference(
     ports: tuple[Port, ...],
     outputs: Mapping[str, npt.NDArray[Any]],
     golden: Mapping[str, npt.NDArray[Any]],
-    *,
-    exact: bool,
+    steps: int | None,
 ) -> str:
-    """The first output that does not equal its golden one, or an empty string."""
+    """The first output that is not its golden one, bit for bit or within `steps`; or an empty string."""
     for port in ports:
         got, want = outputs[port.name], golden[port.name]
-        if exact:
+        if steps is None:
             wrong = np.count_nonzero(got.view(np.uint32) != want.view(np.uint32))
             rule = "bit for bit"
         else:
-            wrong = np.count_nonzero(~(np.abs(got - want) <= BOUND_STEPS * port.scale))
-            rule = f"within {BOUND_STEPS} steps"
+            wrong = np.count_nonzero(~(np.abs(got - want) <= steps * port.scale))
+            rule = f"within {steps} steps"
         if wrong:
             return f"output {port.name!r}: {wrong} of {got.size} values do not equal the golden ones {rule}"
     return ""

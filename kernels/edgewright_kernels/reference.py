@@ -141,7 +141,7 @@ def _run(plan: ir.Plan, op: ir.Op, values: list[Value], weight: Int64Array, bias
 
 
 def _product(a: Int64Array, b: Int64Array) -> Int64Array:
-    """The matrix product `a @ b`, which float64 has exactly, and sooner: no sum leaves 32 bits, it holds 53."""
+    """The matrix product `a @ b`, sooner, and exact: no sum leaves 32 bits, and float64 holds 53."""
     found: Int64Array = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
     return found
 

@@ -424,7 +424,9 @@ def _labelled(path: Path) -> tuple[Any, Any]:
 
 @app.command()
 def verify(
-    artifact: ArtifactPath,
+    artifact: Annotated[
+        Path, typer.Argument(help="An artifact, NAME.ew; or an .onnx file, as ONNX Runtime runs it.")
+    ],
     reference: Annotated[Path, typer.Option(help="The float model it was made from, .pt2 or .onnx.")],
     cases: Annotated[int, typer.Option(min=20, help="Generated cases.")] = 1000,
     data: Annotated[Path | None, typer.Option(help=".npz with real samples that cases grow from.")] = None,
@@ -432,7 +434,7 @@ def verify(
     report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
     json_to: JsonOption = None,
 ) -> None:
-    """Compare an artifact with its integer definition, bit for bit, and with the float model."""
+    """Compare what will run with its integer definition, exactly, and with the float model."""
     import json
 
     import edgewright as ew
@@ -440,10 +442,9 @@ def verify(
     console = console_for(json_to)
     if report:
         check_writable(report)
-    opened = Artifact.open(artifact)
     with progress_bar(console) as progress:
         found = ew.verify(
-            opened,
+            artifact,
             reference=reference,
             cases=cases,
             data=_samples(data) if data else None,

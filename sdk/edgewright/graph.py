@@ -10,6 +10,7 @@ import copy
 import inspect
 import itertools
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def float_graph(
     """
     if isinstance(model, Path):
         if model.suffix == ".onnx":
-            graph = _existing(model, _read_onnx)
+            graph = read_onnx(model)
         elif model.suffix == ".pt2":
             graph = _from_torch(_existing(model, _read_pt2), None)
         else:
@@ -69,7 +70,7 @@ def float_graph(
 
 
 def onnx_function(
-    model: onnx.ModelProto, outputs: Sequence[str] | None = None
+    model: onnx.ModelProto, outputs: Sequence[str] | None = None, *, rewrites: bool = False
 ) -> Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]:
     """The graph as a function of its inputs by name, run by ONNX Runtime without its riskier rewrites.
 
@@ -79,6 +80,8 @@ def onnx_function(
     Args:
         model: A graph with its constants inside.
         outputs: Values to return, any of the graph's; the graph's outputs if left out.
+        rewrites: Let ONNX Runtime rewrite the graph all the same: sooner done, and right where nothing is
+            quantized, up to the order of float32 sums.
     """
     import onnxruntime
 
@@ -92,7 +95,9 @@ def onnx_function(
                 onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             )
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if not rewrites:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))  # not more than this process may use
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     try:
@@ -117,9 +122,9 @@ def float_function(
         ExportError: The file is missing, damaged, or of another kind.
     """
     if isinstance(model, Path) and model.suffix == ".onnx":
-        graph = _existing(model, _read_onnx)
+        graph = read_onnx(model)
         names = [i.name for i in graph.graph.input if i.name not in initializers(graph)]
-        run = onnx_function(graph)
+        run = onnx_function(graph, rewrites=not quantizes(graph))
         return lambda inputs: list(run(dict(zip(names, inputs, strict=True))).values())
     import torch
 
@@ -139,10 +144,32 @@ def float_function(
     return call
 
 
+def quantizes(model: onnx.ModelProto) -> bool:
+    """Whether a graph has operators on integers, in any format."""
+    names = (
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantize",
+        "QLinear",
+        "ConvInteger",
+        "MatMulInteger",
+    )
+    return any(n.op_type.startswith(names) for n in model.graph.node)
+
+
 def _existing(path: Path, read: Callable[[Path], _T]) -> _T:
     if not path.is_file():
         raise ExportError(f"{path}: there is no such file")
     return read(path)
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file, with its external data in memory.
+
+    Raises:
+        ExportError: Missing, damaged, or without its external data.
+    """
+    return _existing(path, _read_onnx)
 
 
 def _read_onnx(path: Path) -> onnx.ModelProto:

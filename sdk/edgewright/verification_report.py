@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgewright.agreement import ErrorSplit, WorstCase
 from edgewright.checks import Check
 from edgewright.errors import VerifyError
 from edgewright.plain import from_plain, to_plain
+from edgewright_device import Certificate
 
 FORMAT = 2
 
@@ -32,6 +34,9 @@ class VerificationReport:
         stratum_sqnr_db: The same for each kind of case.
         checks: Each with its verdict.
         machine: Where it ran.
+        errors: Where the difference from the float model comes from.
+        worst: Natural cases on which the outputs lie farthest from the float model's, the worst first.
+        certificate: What this verification vouches for; None where a check did not pass.
     """
 
     artifact: str
@@ -46,6 +51,9 @@ class VerificationReport:
     stratum_sqnr_db: Mapping[str, float]
     checks: tuple[Check, ...]
     machine: Mapping[str, str]
+    errors: ErrorSplit | None = None
+    worst: tuple[WorstCase, ...] = ()
+    certificate: Certificate | None = None
 
     @property
     def passed(self) -> bool:

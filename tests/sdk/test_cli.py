@@ -580,7 +580,7 @@ RIGHT = {
         ("distill", "--data {f}/none.npz --out {t}/folder.pt2", "folder.pt2: a file cannot be written there"),
         ("distill", "--teacher {f}/net.py:no", "{f}/net.py:no: {f}/net.py has no 'no'"),
         ("verify", "--reference {f}/none.onnx", "{f}/none.onnx: there is no such file"),
-        ("verify", "--reference {f}/net.pt2", "the reference does not take this artifact's inputs"),
+        ("verify", "--reference {f}/net.pt2", "the reference does not take this model's inputs"),
         ("verify", "--data {f}/none.npz", "{f}/none.npz: there is no such file"),
         ("verify", "--data {f}/narrow.npz", "'x' has shape (456, 7); (samples, 8) is needed"),
         ("verify", "--data {f}/text.npz", "data must be arrays of numbers"),

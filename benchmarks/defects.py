@@ -1,0 +1,447 @@
+"""Defects: what goes wrong between a float model and its artifact, injected into healthy artifacts.
+
+A defect is a function that takes a subject and random numbers, and gives a change: to the QDQ graph (of
+which program and golden vectors are made anew, as an exporter with that bug would), to the integer program
+alone, to the engine that runs it, or to the files. Every digest is true afterwards. Where the subject has no
+place for it (no mask, no padding), it raises `UnsuitableError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import safetensors.numpy
+from healthy import Healthy
+
+from edgewright.errors import ExportError
+from edgewright.golden import golden_of_parts
+from edgewright.graph import onnx_function
+from edgewright.int4 import INT4, packed
+from edgewright.lower import lower
+from edgewright.parts import partition
+from edgewright.weights import byte_ranges, with_external_data
+from edgewright.wiring import Wiring
+from edgewright_device import Artifact, Part, Port, encode_golden, write_artifact
+from edgewright_kernels import Engine, KernelError
+from edgewright_kernels.plan import Plan, decode, encode
+
+Array = npt.NDArray[Any]
+Where = Literal["graph", "program", "engine", "files"]
+T = TypeVar("T")
+
+
+class UnsuitableError(Exception):
+    """The subject has no place for this defect."""
+
+
+def pick(random: np.random.Generator, items: Sequence[T]) -> T:
+    """One of them.
+
+    Raises:
+        UnsuitableError: There is none.
+    """
+    if not items:
+        raise UnsuitableError
+    return items[int(random.integers(len(items)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A healthy artifact, opened for changes."""
+
+    healthy: Healthy
+
+    @property
+    def artifact(self) -> Artifact:
+        """It."""
+        return self.healthy.artifact
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """Its QDQ graph, constants inside."""
+        return onnx.load(self.artifact.path / "model.onnx")
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        """What lies in weights.safetensors."""
+        return safetensors.numpy.load(self.artifact.read("weights.safetensors"))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Its integer program.
+
+        Raises:
+            UnsuitableError: It has none, or several.
+        """
+        if "plan.bin" not in self.artifact.files or self.artifact.lengths:
+            raise UnsuitableError
+        return decode(self.artifact.read("plan.bin"))
+
+
+# Changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphChange:
+    """Another QDQ graph."""
+
+    model: onnx.ModelProto
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramChange:
+    """Another integer program over the same weights; model.onnx stays as it was."""
+
+    plan: Plan
+    note: str = ""
+
+
+Run = Callable[[Any, Any, Mapping[str, Array]], dict[str, Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChange:
+    """Another engine: what it gives for a plan, weights and inputs; the files stay as they were."""
+
+    run: Run
+    note: str = ""
+    equivalent: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputChange:
+    """Inputs as every engine gets to see them, golden vectors made with the defect in place."""
+
+    change: Callable[[Mapping[str, Array]], dict[str, Array]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileChange:
+    """Other files, ports, or a report beside them."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    inputs: tuple[Port, ...] | None = None
+    outputs: tuple[Port, ...] | None = None
+    report: str | None = None
+    note: str = ""
+
+
+Change = GraphChange | ProgramChange | EngineChange | InputChange | FileChange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defect:
+    """One kind of defect.
+
+    Attributes:
+        kind: Short, stable.
+        where: It is born.
+        what: For people.
+        inject: Makes it.
+    """
+
+    kind: str
+    where: Where
+    what: str
+    inject: Callable[[Subject, np.random.Generator], Change]
+
+
+DEFECTS: list[Defect] = []
+Inject = Callable[[Subject, np.random.Generator], Change]
+
+
+def defect(kind: str, where: Where, what: str) -> Callable[[Inject], Inject]:
+    """Lists a function among the defects."""
+
+    def listed(inject: Inject) -> Inject:
+        DEFECTS.append(Defect(kind=kind, where=where, what=what, inject=inject))
+        return inject
+
+    return listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A subject with one defect.
+
+    Attributes:
+        name: Subject, kind and number.
+        defect: Its kind.
+        healthy: What it was.
+        artifact: What it is.
+        broken: A context in which its engine is the broken one.
+        equivalent: Why it is no mutant at all; empty if it is one.
+        note: Where exactly.
+    """
+
+    name: str
+    defect: Defect
+    healthy: Healthy
+    artifact: Artifact
+    broken: Callable[[], contextlib.AbstractContextManager[None]]
+    equivalent: str
+    note: str
+
+
+def mutant(subject: Subject, kind: Defect, number: int, folder: Path) -> Mutant:
+    """Injects a defect; the number seeds where.
+
+    Raises:
+        UnsuitableError: No place for it.
+    """
+    name = f"{subject.healthy.name}/{kind.kind}/{number}"
+    seed = [number, *name.encode()]
+    change = kind.inject(subject, np.random.default_rng(seed))
+    out = folder / (name.replace("/", "_") + ".ew")
+    broken: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    equivalent = ""
+    match change:
+        case GraphChange(model=model):
+            artifact = remade(subject, model, out)
+        case ProgramChange(plan=plan):
+            artifact = reprogrammed(subject, plan, out)
+        case EngineChange(run=run, equivalent=equivalent):
+            artifact = copied(subject, out)
+            broken = lambda: broken_engine(run)  # noqa: E731
+        case InputChange(change=changed):
+            broken = lambda: changed_inputs(changed)  # noqa: E731
+            with broken():
+                artifact = regilded(copied(subject, out), out)
+        case FileChange():
+            artifact = copied(subject, out, change.files, change.inputs, change.outputs)
+            if change.report is not None:
+                (artifact.path / "report.json").write_text(change.report, "utf-8")
+    if isinstance(change, GraphChange | ProgramChange | FileChange):
+        equivalent = _equivalent(subject.artifact, artifact, change)
+    return Mutant(
+        name=name,
+        defect=kind,
+        healthy=subject.healthy,
+        artifact=artifact,
+        broken=broken,
+        equivalent=equivalent,
+        note=change.note,
+    )
+
+
+def _equivalent(before: Artifact, after: Artifact, change: Change) -> str:
+    """Why nothing that runs has changed, or nothing."""
+    if isinstance(change, FileChange):
+        return ""
+    if "plan.bin" not in after.files or "plan.bin" not in before.files:
+        return ""
+    same = all(before.read(n) == after.read(n) for n in ("plan.bin", "weights.safetensors"))
+    if not same:
+        return ""
+    if isinstance(change, ProgramChange):
+        return "the program is the same, byte for byte"
+    inputs, _ = before.golden()
+    first, second = (onnx_function(onnx.load(a.path / "model.onnx"))(inputs) for a in (before, after))
+    if all(np.array_equal(first[n], second[n]) for n in first):
+        return "program and weights are the same, byte for byte, and model.onnx computes the same integers"
+    return ""
+
+
+# Making artifacts anew, with true digests
+
+
+def remade(subject: Subject, model: onnx.ModelProto, out: Path) -> Artifact:
+    """An artifact of another QDQ graph, as `export` would write it; ONNX alone, if only that runs."""
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    kept = {n: constants[n] for n in subject.weights if n in constants}
+    kept = {n: packed(v) if v.dtype == INT4 else np.ascontiguousarray(v) for n, v in kept.items()}
+    weights = safetensors.numpy.save(dict(sorted(kept.items())))
+    ranges = byte_ranges(weights)
+    files = {"weights.safetensors": weights, "model.onnx": with_external_data(model, ranges)}
+    inputs, _ = subject.artifact.golden()
+    parts: list[Part] = []
+    try:
+        files["plan.bin"] = encode(lower(model, ranges, len(weights)))
+        files["golden.npz"] = encode_golden(inputs, Engine(files["plan.bin"], weights).run(inputs))
+    except (ExportError, KernelError, ValueError, AssertionError, KeyError, IndexError):
+        files.pop("plan.bin", None)
+        files["golden.npz"] = encode_golden(inputs, onnx_function(model)(inputs))
+        if subject.artifact.parts:
+            with contextlib.suppress(ExportError, KernelError, ValueError):
+                parts = _in_parts(model, ranges, weights, inputs, files)
+    return write_artifact(
+        out,
+        name=subject.artifact.name,
+        producer=subject.artifact.producer,
+        targets=subject.artifact.targets,
+        inputs=_regridded(subject.artifact.inputs, model, constants),
+        outputs=_regridded(subject.artifact.outputs, model, constants),
+        files=files,
+        parts=tuple(parts),
+    )
+
+
+def _in_parts(
+    model: onnx.ModelProto, ranges: Any, weights: bytes, inputs: Any, files: dict[str, bytes]
+) -> list[Part]:
+    made = partition(model, ranges, len(weights))
+    taken, values, tolerances = golden_of_parts(made, weights, inputs)
+    names = [o.name for o in model.graph.output]
+    golden = encode_golden(
+        taken,
+        {n: values[n] for n in names},
+        values={n: v for n, v in values.items() if n not in names},
+    )
+    listed: list[Part] = []
+    for place, (part, tolerance) in enumerate(zip(made, tolerances, strict=True)):
+        file = f"part-{place}.{'onnx' if part.plan is None else 'bin'}"
+        operators = sorted({f.operator for f in part.fallbacks})
+        listed.append(
+            Part(
+                file=file,
+                inputs=part.inputs,
+                outputs=part.outputs,
+                operators=tuple(operators),
+                tolerance=tolerance,
+            )
+        )
+        files[file] = with_external_data(part.model, ranges) if part.plan is None else encode(part.plan)
+    files["golden.npz"] = golden
+    return listed
+
+
+def _regridded(
+    ports: tuple[Port, ...], model: onnx.ModelProto, constants: Mapping[str, Array]
+) -> tuple[Port, ...]:
+    """Ports with the grids that the graph gives them."""
+    grids = {n.input[0]: n.input[1:3] for n in model.graph.node if n.op_type == "QuantizeLinear"} | {
+        n.output[0]: n.input[1:3] for n in model.graph.node if n.op_type == "DequantizeLinear"
+    }
+    made: list[Port] = []
+    for port in ports:
+        if port.name in grids and port.dtype == "float32":
+            scale, zero = (constants[n] for n in grids[port.name])
+            zero_point = int(np.clip(zero.reshape(-1)[0], 0, 255))
+            made.append(replace(port, scale=float(scale.reshape(-1)[0]), zero_point=zero_point))
+        else:
+            made.append(port)
+    return tuple(made)
+
+
+def reprogrammed(subject: Subject, plan: Plan, out: Path) -> Artifact:
+    """An artifact with another program, its golden vectors made by that."""
+    weights = subject.artifact.read("weights.safetensors")
+    inputs, _ = subject.artifact.golden()
+    try:
+        data = encode(plan)
+        golden = Engine(data, weights).run(inputs)
+    except KernelError:
+        raise UnsuitableError from None  # no reader takes it, so no exporter can write it
+    return copied(subject, out, {"plan.bin": data, "golden.npz": encode_golden(inputs, golden)})
+
+
+def copied(
+    subject: Subject,
+    out: Path,
+    files: Mapping[str, bytes] | None = None,
+    inputs: tuple[Port, ...] | None = None,
+    outputs: tuple[Port, ...] | None = None,
+) -> Artifact:
+    """A copy, with other files or ports."""
+    artifact = subject.artifact
+    return write_artifact(
+        out,
+        name=artifact.name,
+        producer=artifact.producer,
+        targets=artifact.targets,
+        inputs=inputs or artifact.inputs,
+        outputs=outputs or artifact.outputs,
+        files={n: artifact.read(n) for n in artifact.files} | dict(files or {}),
+        parts=artifact.parts,
+        lengths=artifact.lengths,
+    )
+
+
+def regilded(artifact: Artifact, out: Path) -> Artifact:
+    """A copy whose golden outputs are what it gives here; of one without lengths or parts.
+
+    Raises:
+        UnsuitableError: Of another.
+    """
+    from edgewright_device import Runner
+
+    if artifact.lengths or artifact.parts:
+        raise UnsuitableError
+    inputs, _ = artifact.golden()
+    golden = encode_golden(inputs, Runner(artifact).run(inputs))
+    return write_artifact(
+        out,
+        name=artifact.name,
+        producer=artifact.producer,
+        targets=artifact.targets,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        files={n: artifact.read(n) for n in artifact.files} | {"golden.npz": golden},
+    )
+
+
+# Broken engines
+
+
+@contextlib.contextmanager
+def broken_engine(run: Run) -> Iterator[None]:
+    """While it lasts, the native backend is another engine; the numpy reference stays what it is."""
+    from edgewright_device.backends.native import NativeBackend
+    from edgewright_device.backends.program import mapped_weights
+
+    start, good = NativeBackend.__init__, NativeBackend.run
+
+    def loaded(self: Any, artifact: Artifact, program: Any, *, threads: int = 1) -> None:
+        start(self, artifact, program, threads=threads)
+        self.program_, self.weights_ = program.plan, mapped_weights(artifact).tobytes()
+
+    NativeBackend.__init__ = loaded  # type: ignore[method-assign]
+    NativeBackend.run = (  # type: ignore[method-assign]
+        lambda self, inputs: run(self.program_, self.weights_, inputs)  # type: ignore[attr-defined]
+    )
+    try:
+        yield
+    finally:
+        NativeBackend.__init__, NativeBackend.run = start, good  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def changed_inputs(change: Callable[[Mapping[str, Array]], dict[str, Array]]) -> Iterator[None]:
+    """While it lasts, every engine sees other inputs than it is given."""
+    from edgewright_device import Runner
+
+    run = Runner.run
+    Runner.run = lambda self, inputs: run(self, change(dict(inputs)))  # type: ignore[arg-type,method-assign]
+    try:
+        yield
+    finally:
+        Runner.run = run  # type: ignore[method-assign]
+
+
+__all__ = [
+    "DEFECTS",
+    "Change",
+    "Defect",
+    "EngineChange",
+    "FileChange",
+    "GraphChange",
+    "InputChange",
+    "Mutant",
+    "ProgramChange",
+    "Subject",
+    "UnsuitableError",
+    "Wiring",
+    "defect",
+    "mutant",
+    "pick",
+]

@@ -1,0 +1,135 @@
+"""How well outputs agree: of an engine with the float model, and of two engines with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewright.cases import Cases
+from edgewright.checks import Check, Verdict
+from edgewright.statistics import sqnr_db, wilson_interval
+
+WORST = 8
+
+# Noise is judged on inputs as the model meets them. Edge cases drive activations out of their calibrated
+# ranges, where a float model goes on and an integer one must saturate; they are reported apart.
+NATURAL = ("sample", "between", "noise", "shift")
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSplit:
+    """Where the difference from the float model comes from, as signal to noise ratios in dB.
+
+    Attributes:
+        quantization_db: The float model against what the integers are defined to give.
+        kernel_db: That against what the engine gives: inf where no bit differs.
+        conversion_db: The engine against model.onnx in ONNX Runtime; None of an ONNX file.
+        cases: Cases that the slow definition was run on.
+    """
+
+    quantization_db: float
+    kernel_db: float
+    conversion_db: float | None
+    cases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstCase:
+    """A case on which an engine lies far from the float model.
+
+    Attributes:
+        case: Its number; the seed and the data draw it again.
+        stratum: Its kind.
+        error: Largest absolute difference of an output, in parts of the largest output of all cases.
+        expected: The float model's decision, or None where outputs are not classes.
+        got: The engine's.
+        margin: The float model's largest output over the second, in parts of the largest of all; None
+            likewise.
+    """
+
+    case: int
+    stratum: str
+    error: float
+    expected: int | None
+    got: int | None
+    margin: float | None
+
+
+def lowest_sqnr_db(expected: Outputs, got: Outputs, chosen: npt.NDArray[np.bool_] | None = None) -> float:
+    """The lowest signal to noise ratio of any output, in dB, over the chosen cases."""
+    rows = slice(None) if chosen is None else chosen
+    return float(np.min([sqnr_db(expected[n][rows], got[n][rows]) for n in got]))
+
+
+def differing(expected: Outputs, got: Outputs) -> int:
+    """Number of float32 values that differ in any bit."""
+    return sum(
+        int(np.count_nonzero(expected[n].view(np.uint32) != np.ascontiguousarray(got[n]).view(np.uint32)))
+        for n in expected
+    )
+
+
+def decisions(outputs: Outputs) -> npt.NDArray[np.int64] | None:
+    """The class of each case, or None where the output is not one vector of classes."""
+    name = next(iter(outputs))
+    if len(outputs) != 1 or outputs[name].ndim != 2 or outputs[name].shape[1] < 2:
+        return None
+    classes: npt.NDArray[np.int64] = outputs[name].argmax(1)
+    return classes
+
+
+def flipped(expected: Outputs, got: Outputs) -> int | None:
+    """Number of cases that are decided otherwise; None where outputs are not classes."""
+    there, here = decisions(expected), decisions(got)
+    return None if there is None or here is None else int(np.count_nonzero(there != here))
+
+
+def flip_check(flips: int, cases: int, bound: float) -> Check:
+    """Whether the rate of changed decisions is `bound` at most, with 97.5 % confidence."""
+    low, high = wilson_interval(flips, cases)
+    verdict: Verdict = "passed" if high <= bound else "failed" if low > bound else "cannot tell"
+    return Check(
+        name="flips",
+        what="predictions that differ from the float model's",
+        verdict=verdict,
+        value=flips / cases,
+        interval=(low, high),
+        bound=bound,
+        unit="of the cases",
+    )
+
+
+def worst_cases(expected: Outputs, got: Outputs, cases: Cases, count: int = WORST) -> tuple[WorstCase, ...]:
+    """Natural cases with the largest errors, the worst first."""
+    natural = np.flatnonzero(np.isin(cases.strata, NATURAL))
+    errors = np.zeros(len(cases))
+    for name in got:
+        off = np.abs(got[name].astype(np.float64) - expected[name]).reshape(len(cases), -1).max(axis=1)
+        errors = np.maximum(errors, off / (float(np.abs(expected[name]).max()) or 1.0))
+    errors[~np.isfinite(errors)] = np.inf
+    order = natural[np.argsort(-errors[natural], kind="stable")[:count]]
+    there, here = decisions(expected), decisions(got)
+    margins = None if there is None else _margins(next(iter(expected.values())))
+    return tuple(
+        WorstCase(
+            case=int(i),
+            stratum=str(cases.strata[i]),
+            error=float(errors[i]),
+            expected=None if there is None else int(there[i]),
+            got=None if here is None else int(here[i]),
+            margin=None if margins is None else float(margins[i]),
+        )
+        for i in order
+    )
+
+
+def _margins(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    top = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
+    margins: npt.NDArray[np.float64] = (top[:, 1] - top[:, 0]) / (float(np.abs(logits).max()) or 1.0)
+    return margins
