@@ -442,6 +442,7 @@ def verify(
     console = console_for(json_to)
     if report:
         check_writable(report)
+    notes: list[str] = []
     with progress_bar(console) as progress:
         found = ew.verify(
             artifact,
@@ -449,8 +450,10 @@ def verify(
             cases=cases,
             data=_samples(data) if data else None,
             seed=seed,
-            progress=progress,
+            progress=noting(notes, progress),
         )
+    for note in notes:
+        console.print(escape(note))
     title = f"{escape(str(artifact))}: {cases} cases"
     table = Table("check", "found", "allowed", "verdict", title=title, title_justify="left")
     for check in found.checks:

@@ -31,6 +31,7 @@ from edgewright.cases import Cases, beyond_range, generate
 from edgewright.certifying import certify
 from edgewright.checks import Check, at_least, at_most
 from edgewright.errors import VerifyError
+from edgewright.litert.model import litert_check, litert_run
 from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
@@ -131,6 +132,9 @@ def verify(
         agreement = lowest_sqnr_db(at_close, others["onnxruntime"])
         what = "model.onnx in ONNX Runtime against the native engine"
         checks.append(at_least("onnx", what, agreement, AGREEMENT_DB, "dB"))
+        if (litert := litert_run(subject.artifact, report)) is not None:
+            others["litert"] = _run(litert, _chosen(drawn, close), "litert", report)
+            checks.append(litert_check(subject.artifact, at_close, others["litert"]))
     natural = np.isin(drawn.strata, NATURAL)
     noise = min([lowest_sqnr_db(expected, got, natural), *shorter_noise])
     what = "signal to quantization noise against the float model"

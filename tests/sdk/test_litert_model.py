@@ -14,8 +14,9 @@ from torch import nn
 from edgewright.errors import ExportError
 from edgewright.exporting import export
 from edgewright.litert import model as litert_model
-from edgewright.litert.model import MODEL, agreement, litert_checks
+from edgewright.litert.model import MODEL, agreement, litert_run
 from edgewright.progress import Progress
+from edgewright.verification import verify
 from edgewright_device import Artifact, Runner, RunnerError, write_artifact
 from edgewright_device.health import check
 from sdk.graphs import Node, graph, mlp, normal, saved
@@ -43,11 +44,10 @@ def tokens(count: int) -> dict[str, Any]:
     return {"ids": random.integers(0, 40, (count, 12)) * mask, "mask": mask}
 
 
-@pytest.fixture(scope="module")
-def digits_artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[str]]:
+def digits_net() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(
+        return nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1),
             nn.ReLU6(),
             nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8),
@@ -56,6 +56,11 @@ def digits_artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact,
             nn.Flatten(),
             nn.Linear(32, 10),
         ).eval()
+
+
+@pytest.fixture(scope="module")
+def digits_artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[str]]:
+    net = digits_net()
     notes: list[str] = []
 
     def note(report: Progress) -> None:
@@ -126,13 +131,15 @@ def test_a_missing_package_is_said_before_any_work(tmp_path: Path, monkeypatch: 
         export(tmp_path / "not there.onnx", target="x86-avx2", out=tmp_path / "m.ew", litert=True)
 
 
-def test_verification_holds_litert_to_the_native_engine(digits_artifact: tuple[Artifact, Any]) -> None:
+def test_verification_holds_litert_to_the_native_engine_and_the_device_to_what_it_saw(
+    digits_artifact: tuple[Artifact, Any],
+) -> None:
     artifact, _ = digits_artifact
-    x = {artifact.inputs[0].name: normal(300, 1, 8, 8, seed=6)}
-    checks, why = litert_checks(artifact, x, Runner(artifact).run(x))
-    assert [(c.name, c.verdict) for c in checks] == [("litert", "passed"), ("litert_sqnr", "passed")]
-    assert "(100 cases)" in checks[1].what
-    assert why == ""
+    found = verify(artifact, reference=digits_net(), cases=60, data=normal(64, 1, 8, 8), max_flip_rate=0.5)
+    verdicts = {c.name: c.verdict for c in found.checks}
+    assert verdicts["litert"] == "passed"
+    assert found.certificate is not None
+    assert 0 < found.certificate.bounds["litert"] <= 4
 
 
 def test_verification_finds_a_model_of_other_weights(
@@ -153,10 +160,11 @@ def test_verification_finds_a_model_of_other_weights(
         outputs=artifact.outputs,
         files={**files, MODEL: data},
     )
-    x = {artifact.inputs[0].name: normal(50, 1, 8, 8, seed=6)}
-    checks, _ = litert_checks(broken, x, Runner(broken).run(x))
-    assert [c.verdict for c in checks] == ["failed", "failed"]
-    assert "run it on the native engine" in checks[0].remedy
+    found = verify(broken, reference=digits_net(), cases=60, data=normal(64, 1, 8, 8), max_flip_rate=0.5)
+    (failed,) = (c for c in found.checks if c.verdict != "passed")
+    assert (failed.name, failed.verdict) == ("litert", "failed")
+    assert "run it on the native engine" in failed.remedy
+    assert found.certificate is None
 
 
 def test_without_litert_verification_says_so(
@@ -169,12 +177,12 @@ def test_without_litert_verification_says_so(
 
     monkeypatch.setattr(litert_model, "PACKAGE", "no_such_litert")
     monkeypatch.setattr(litert_model, "Runner", missing)
-    x = {artifact.inputs[0].name: normal(2, 1, 8, 8)}
-    assert litert_checks(artifact, x, {})[0] == ()
-    assert "was not checked" in litert_checks(artifact, x, {})[1]
+    notes: list[Progress] = []
+    assert litert_run(artifact, notes.append) is None
+    assert "was not checked: backend 'litert' is not installed here" in notes[0].note
 
 
 def test_an_artifact_without_the_file_has_nothing_to_check(tmp_path: Path) -> None:
     path = saved(mlp(), tmp_path / "m.onnx")
     made = export(path, target="x86-avx2", calibration=normal(64, 8), out=tmp_path / "m.ew")
-    assert litert_checks(made, {}, {}) == ((), "")
+    assert litert_run(made, lambda _: None) is None
