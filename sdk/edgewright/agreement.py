@@ -19,6 +19,10 @@ WORST = 8
 # ranges, where a float model goes on and an integer one must saturate; they are reported apart.
 NATURAL = ("sample", "between", "noise", "shift")
 
+# Decisions are judged on these. "boundary" looks for cases that noise decides otherwise, "inner" for those
+# that saturate inside; their flips are reported apart.
+DECIDED = (*NATURAL, "edge")
+
 Outputs = Mapping[str, npt.NDArray[Any]]
 
 
@@ -84,10 +88,10 @@ def decisions(outputs: Outputs) -> npt.NDArray[np.int64] | None:
     return classes
 
 
-def flipped(expected: Outputs, got: Outputs) -> int | None:
-    """Number of cases that are decided otherwise; None where outputs are not classes."""
+def flipped(expected: Outputs, got: Outputs) -> npt.NDArray[np.bool_] | None:
+    """Which cases are decided otherwise, (cases,); None where outputs are not classes."""
     there, here = decisions(expected), decisions(got)
-    return None if there is None or here is None else int(np.count_nonzero(there != here))
+    return None if there is None or here is None else there != here
 
 
 def flip_check(flips: int, cases: int, bound: float) -> Check:

@@ -13,21 +13,23 @@ import platform
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgewright.agreement import (
+    DECIDED,
     NATURAL,
     ErrorSplit,
+    decisions,
     differing,
     flip_check,
     flipped,
     lowest_sqnr_db,
     worst_cases,
 )
-from edgewright.cases import Cases, beyond_range, generate
+from edgewright.cases import Cases, beyond_range, generate, outside, range_check, swept_lengths
 from edgewright.certifying import certify
 from edgewright.checks import Check, at_least, at_most
 from edgewright.errors import VerifyError
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 BATCH = 100
 BATCH_VALUES = 1 << 18  # of inputs that are run at once
 BEYOND = 50
+PADDED = 8  # cases of each length that is padded
+SCORED = 48  # samples that the float model decides beforehand, to find cases between its classes
 CLOSE = 100  # cases that are looked at more closely than at the outputs of one engine
 # Multiply-accumulates that the numpy reference may take: about a second and a half on one core.
 REFERENCE_WORK = 2_000_000_000
@@ -93,12 +97,18 @@ def verify(
         raise ValueError(f"{cases} cases say nothing; ask for 20 at least")
     subject = _subject(artifact, data)
     samples = real_samples(subject, data)
-    drawn = generate(subject.inputs, samples, cases, seed)
     report = progress or (lambda _: None)
     floats = Reference(reference, subject)
+    scores = _scores(floats, samples, report)
+    drawn = generate(subject.inputs, samples, cases, seed, scores=scores)
+    beyond = 0
 
-    expected = _run(floats.run, drawn, "float", report)
-    got = _run(subject.run, drawn, subject.runtime, report)
+    def checked(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        nonlocal beyond
+        beyond += int(outside(inputs, drawn.bounds).sum())
+        return floats.run(inputs)
+
+    expected, got = _together({"float": checked, subject.runtime: subject.run}, drawn, report)
     close = _spread(drawn, min(CLOSE, len(drawn)), seed)
     at_close = {n: v[close] for n, v in got.items()}
     checks: list[Check] = []
@@ -106,42 +116,48 @@ def verify(
     mismatches, agreement = 0, None
     shorter_noise: list[float] = []
     if subject.artifact is None:
-        looked, exact = close, _run(subject.exact, _chosen(drawn, close), "exact", report)
+        looked, exact = close, _run(subject.exact, drawn.chosen(close), "exact", report)
         kernel_db = lowest_sqnr_db(exact, at_close)
         what = "ONNX Runtime's kernels against the graph, operator by operator"
         checks.append(at_least("kernels", what, kernel_db, AGREEMENT_DB, "dB"))
     else:
         checks.append(_golden_check(subject.artifact, subject))
         looked = _spread(drawn, _reference_cases(subject.artifact, len(drawn)), seed)
-        exact = _run(subject.exact, _chosen(drawn, looked), "exact", report)
+        exact = _run(subject.exact, drawn.chosen(looked), "exact", report)
         kernel_db = lowest_sqnr_db(exact, {n: v[looked] for n, v in got.items()})
     if subject.artifact is not None and subject.runtime == "native":
         far = beyond_range(subject.inputs, samples, min(BEYOND, max(FEWEST, len(looked))), seed)
         mismatches = differing(exact, {n: v[looked] for n, v in got.items()})
         mismatches += differing(subject.exact(far.inputs), subject.run(far.inputs))
-        for length in subject.artifact.lengths.sizes[:-1] if subject.artifact.lengths else ():
-            few = _cropped(subject, _chosen(drawn, looked[:BATCH]), length)
+        for length in swept_lengths(subject.artifact.lengths):
+            assert subject.artifact.lengths is not None
+            padded = length not in subject.artifact.lengths.sizes
+            few = _cropped(subject, drawn.chosen(looked[: PADDED if padded else BATCH]), length)
             here = _run(subject.run, few, f"native, length {length}", report)
             mismatches += differing(_run(subject.exact, few, f"exact, length {length}", report), here)
+            if padded:
+                continue
             wanted = _run(partial(floats.run, length=length), few, f"float, length {length}", report)
             shorter_noise.append(lowest_sqnr_db(wanted, here, np.isin(few.strata, NATURAL)))
         what = "native engine against the numpy reference, differing values"
         checks.append(at_most("bits", what, mismatches, 0, "values"))
         onnx = Runner(subject.artifact, backend="onnxruntime")
-        others["onnxruntime"] = _run(onnx.run, _chosen(drawn, close), "onnxruntime", report)
+        others["onnxruntime"] = _run(onnx.run, drawn.chosen(close), "onnxruntime", report)
         agreement = lowest_sqnr_db(at_close, others["onnxruntime"])
         what = "model.onnx in ONNX Runtime against the native engine"
         checks.append(at_least("onnx", what, agreement, AGREEMENT_DB, "dB"))
         if (litert := litert_run(subject.artifact, report)) is not None:
-            others["litert"] = _run(litert, _chosen(drawn, close), "litert", report)
+            others["litert"] = _run(litert, drawn.chosen(close), "litert", report)
             checks.append(litert_check(subject.artifact, at_close, others["litert"]))
+    checks.append(range_check(beyond))
     natural = np.isin(drawn.strata, NATURAL)
     noise = min([lowest_sqnr_db(expected, got, natural), *shorter_noise])
     what = "signal to quantization noise against the float model"
     checks.append(at_least("sqnr", what, noise, min_sqnr_db, "dB"))
     flips = flipped(expected, got)
+    decided = np.isin(drawn.strata, DECIDED)
     if flips is not None:
-        checks.append(flip_check(flips, cases, max_flip_rate))
+        checks.append(flip_check(int(flips[decided].sum()), int(decided.sum()), max_flip_rate))
     certificate = None
     if all(c.verdict == "passed" for c in checks):
         certificate = certify(
@@ -156,9 +172,10 @@ def verify(
         strata={str(k): int(c) for k, c in zip(kinds, counts, strict=True)},
         seed=seed,
         bit_mismatches=mismatches,
-        prediction_flips=flips,
+        prediction_flips=None if flips is None else int(flips[decided].sum()),
         sqnr_db=noise,
         stratum_sqnr_db={str(k): lowest_sqnr_db(expected, got, drawn.strata == k) for k in kinds},
+        stratum_flips={} if flips is None else {str(k): int(flips[drawn.strata == k].sum()) for k in kinds},
         checks=tuple(checks),
         machine={"arch": platform.machine(), "kernels": cpu_paths()[0], "python": platform.python_version()},
         errors=ErrorSplit(
@@ -181,15 +198,19 @@ def _subject(
     return of_onnx(path, data) if path.suffix == ".onnx" else of_artifact(Artifact.open(path))
 
 
+def _scores(floats: Reference, samples: Arrays, report: OnProgress) -> npt.NDArray[Any] | None:
+    """What the float model gives for the first samples; None where its outputs are not classes."""
+    first = {n: v[:SCORED] for n, v in samples.items()}
+    kinds = np.repeat(["sample"], len(next(iter(first.values()))))
+    outputs = _run(floats.run, Cases.of(first, kinds, {}), "samples", report)
+    return None if decisions(outputs) is None else next(iter(outputs.values()))
+
+
 def _spread(cases: Cases, count: int, seed: int) -> npt.NDArray[np.int64]:
     """Numbers of so many cases, in order, each kind with its share."""
     order = np.random.default_rng(seed).permutation(len(cases))
     by_kind = order[np.argsort(cases.strata[order], kind="stable")]
     return np.sort(by_kind[np.linspace(0, len(cases) - 1, count).astype(np.int64)])
-
-
-def _chosen(cases: Cases, rows: npt.NDArray[np.int64]) -> Cases:
-    return Cases(inputs={n: v[rows] for n, v in cases.inputs.items()}, strata=cases.strata[rows])
 
 
 def _reference_cases(artifact: Artifact, most: int) -> int:
@@ -207,17 +228,24 @@ def _cropped(subject: Subject, cases: Cases, length: int) -> Cases:
         if None in port.shape[1:]:
             axis = 1 + port.shape[1:].index(None)
             inputs[port.name] = np.ascontiguousarray(np.take(inputs[port.name], range(length), axis))
-    return Cases(inputs=inputs, strata=cases.strata)
+    return Cases.of(inputs, cases.strata, cases.bounds)
 
 
 def _run(function: Run, cases: Cases, step: str, report: OnProgress) -> Arrays:
-    values = sum(v[:1].size for v in cases.inputs.values())
-    size = max(1, min(BATCH, BATCH_VALUES // max(1, values)))
-    parts: list[Arrays] = []
-    for start in range(0, len(cases), size):
-        parts.append(function({n: v[start : start + size] for n, v in cases.inputs.items()}))
-        report(Progress(step=f"verify: {step}", done=min(start + size, len(cases)), total=len(cases)))
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return _together({step: function}, cases, report)[0]
+
+
+def _together(functions: Mapping[str, Run], cases: Cases, report: OnProgress) -> list[Arrays]:
+    """The outputs of each function, by its step's name, for all cases, which are drawn once."""
+    size = max(1, min(BATCH, BATCH_VALUES // cases.values))
+    parts: list[list[Arrays]] = [[] for _ in functions]
+    done = 0
+    for batches in cases.chunks(size):
+        done += sum(len(next(iter(b.values()))) for b in batches)
+        for (step, function), found in zip(functions.items(), parts, strict=True):
+            found += [function(b) for b in batches]
+            report(Progress(step=f"verify: {step}", done=done, total=len(cases)))
+    return [{name: np.concatenate([p[name] for p in found]) for name in found[0]} for found in parts]
 
 
 def _golden_check(artifact: Artifact, subject: Subject) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgewright.agreement import ErrorSplit, WorstCase
 from edgewright.checks import Check
@@ -27,11 +27,12 @@ class VerificationReport:
         strata: How many of each kind.
         seed: Draws the same cases again.
         bit_mismatches: Output values in which the native engine differs from the numpy reference.
-        prediction_flips: Cases in which the largest output differs from the float model's; None where the
-            output is not a vector of classes.
+        prediction_flips: Cases in which the largest output differs from the float model's, those that look
+            for such left out; None where the output is not a vector of classes.
         sqnr_db: Signal to quantization noise ratio against the float model on all cases but the edge ones,
             the lowest of the outputs.
         stratum_sqnr_db: The same for each kind of case.
+        stratum_flips: Cases decided otherwise, of each kind; empty where the output is not classes.
         checks: Each with its verdict.
         machine: Where it ran.
         errors: Where the difference from the float model comes from.
@@ -53,6 +54,7 @@ class VerificationReport:
     machine: Mapping[str, str]
     errors: ErrorSplit | None = None
     worst: tuple[WorstCase, ...] = ()
+    stratum_flips: Mapping[str, int] = field(default_factory=dict)
     certificate: Certificate | None = None
 
     @property

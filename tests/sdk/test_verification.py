@@ -82,13 +82,14 @@ def test_a_healthy_artifact_passes_every_check(
     report: VerificationReport, healthy: Artifact, model: Path
 ) -> None:
     assert report.passed
-    assert verdicts(report) == dict.fromkeys(("golden", "bits", "onnx", "sqnr", "flips"), "passed")
+    assert verdicts(report) == dict.fromkeys(("golden", "bits", "onnx", "range", "sqnr", "flips"), "passed")
     assert report.bit_mismatches == 0
     assert report.artifact == healthy.digest
     assert report.reference == str(model)
     assert 20 < report.sqnr_db < math.inf
     assert report.cases == sum(report.strata.values()) == CASES
-    assert set(report.strata) == set(STRATA)
+    assert set(report.strata) == set(STRATA) - {"inner"}
+    assert set(report.stratum_flips) == set(report.strata)
 
 
 def test_a_module_and_its_file_are_the_same_reference(tmp_path: Path) -> None:
@@ -117,8 +118,9 @@ def test_without_data_the_golden_inputs_serve(healthy: Artifact, model: Path) ->
 def test_progress_ends_where_it_said(healthy: Artifact, model: Path) -> None:
     seen: list[Progress] = []
     verify(healthy, reference=model, data=X, cases=130, progress=seen.append)
-    assert {p.step for p in seen} == {f"verify: {s}" for s in ("float", "native", "exact", "onnxruntime")}
-    assert sum(p.done == p.total for p in seen) == 4
+    steps = ("samples", "float", "native", "exact", "onnxruntime")
+    assert {p.step for p in seen} == {f"verify: {s}" for s in steps}
+    assert sum(p.done == p.total for p in seen) == len(steps)
     assert {p.total for p in seen if p.step in ("verify: float", "verify: native")} == {130}
 
 
@@ -315,7 +317,7 @@ def test_an_artifact_without_a_program_is_judged_by_onnxruntime(model: Path, tmp
     made = export(model, target="x86-64", calibration=X, out=tmp_path / "mlp.ew", backend="onnxruntime")
     found = verify(made, reference=model, data=X, cases=CASES)
     assert found.passed
-    assert set(verdicts(found)) == {"golden", "sqnr", "flips"}
+    assert set(verdicts(found)) == {"golden", "range", "sqnr", "flips"}
     inputs, outputs = made.golden()
     outputs["y"] += np.float32(0.1) * np.ptp(outputs["y"])
     broken = rewritten(made, tmp_path / "b.ew", golden__npz=encode_golden(inputs, outputs))
