@@ -278,7 +278,7 @@ def _another_version(subject: Subject, random: Random, part: float) -> dict[str,
         rows, most = places.integers(layer), places.most(layer)
         moved = rows + random.normal(0, part * rows.std(), rows.shape)
         places.put_integers(layer, np.clip(np.rint(moved), -most, most).astype(np.int64))
-    out = subject.artifact.path.with_name("version.ew")
+    out = subject.beside("version")
     made = remade(subject, places.graph.model(), out)
     return {n: made.read(n) for n in made.files}
 
@@ -308,7 +308,7 @@ def _(subject: Subject, random: Random) -> Change:
         scale, zero, *_ = places.grid(pair)
         places.put_grid(pair, scale * 1.1, zero)
     subject.plan  # noqa: B018  # it must have one
-    made = remade(subject, places.graph.model(), subject.artifact.path.with_name("version.ew"))
+    made = remade(subject, places.graph.model(), subject.beside("version"))
     if "plan.bin" not in made.files:
         raise UnsuitableError
     return FileChange(files={n: made.read(n) for n in ("plan.bin", "golden.npz")})
@@ -321,7 +321,7 @@ def _(subject: Subject, random: Random) -> Change:
     for pair in places.pairs(narrow=True):
         scale, zero, *_ = places.grid(pair)
         places.put_grid(pair, scale * 1.1, zero)
-    made = remade(subject, places.graph.model(), subject.artifact.path.with_name("version.ew"))
+    made = remade(subject, places.graph.model(), subject.beside("version"))
     return FileChange(files={"model.onnx": made.read("model.onnx")})
 
 

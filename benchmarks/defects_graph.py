@@ -106,7 +106,7 @@ def _(subject: Subject, random: Random) -> GraphChange:
         else v / np.float32(4)
         for n, v in healthy.calibration.items()
     }
-    out = healthy.artifact.path.with_name("calibrated.ew")
+    out = subject.beside("calibrated")
     made = ew.export(healthy.graph, target="x86-avx2", calibration=samples, out=out)
     return GraphChange(
         model=onnx.load(made.path / "model.onnx"), note="noise" if noise else "samples times 0.25"
