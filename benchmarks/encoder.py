@@ -95,7 +95,7 @@ def files(folder: Path, small: torch.nn.Module, recipe: ew.Recipe) -> Artifact:
         path = folder / f"minilm-{length}.onnx"
         x = words(length)
         example = tuple(torch.from_numpy(np.repeat(v, 2, axis=0)) for v in x.values())
-        ew.export_onnx(minilm(), path, example_inputs=example, optimize=True)
+        ew.export_onnx(minilm(), path, example_inputs=example, optimize=True, opset=20)
     bert = next(n for n in NETWORKS if n.name == "bert-base")
     (sample,) = write_float(bert.module(), {"x": bert.samples(2)}, folder / "bert.onnx").values()
     np.save(folder / "bert.npy", sample[:1])

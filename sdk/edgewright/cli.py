@@ -24,6 +24,7 @@ from edgewright.console import (
     run,
 )
 from edgewright.errors import ExportError, PublishError, VerifyError
+from edgewright.plain import to_plain
 from edgewright_device import (
     BACKENDS,
     Artifact,
@@ -255,6 +256,12 @@ def export(
         bool,
         typer.Option("--optimize", help="With --format onnx: simplify the graph, and check it is equal."),
     ] = False,
+    opset: Annotated[
+        int,
+        typer.Option(
+            min=20, help="With --optimize: the latest opset to use; attention as one node needs 23."
+        ),
+    ] = 23,
     base: Annotated[
         Path | None, typer.Option(help="The artifact now on the devices: keeps updates small.")
     ] = None,
@@ -284,13 +291,23 @@ def export(
 
     console = console_for(json_to)
     if file_format == "onnx":
-        written = ew.export_onnx(model, out or model.with_suffix(".onnx"), optimize=optimize)
+        written = ew.export_onnx(
+            model,
+            out or model.with_suffix(".onnx"),
+            optimize=optimize,
+            opset=opset,
+            data=_samples(calibration) if calibration else None,
+        )
         console.print(
             f"wrote {escape(str(written.path))}: {written.nodes} nodes, {written.size_bytes:,} bytes"
         )
-        if written.largest_error is not None:
-            console.print(f"optimized; largest difference on random inputs {written.largest_error:.2g}")
-        emit(json_to, asdict(written) | {"path": str(written.path)})
+        if written.report:
+            fused = f", {written.attentions} attentions in one node each" if written.attentions else ""
+            console.print(
+                f"optimized from {written.nodes_before} nodes{fused}; equal to the graph before on "
+                f"{written.report.cases} cases (signal to noise {written.report.sqnr_db:.0f} dB)"
+            )
+        emit(json_to, to_plain(written) | {"path": str(written.path)})
         return
     if optimize:
         raise typer.BadParameter("an artifact is always optimized; --optimize is for --format onnx")

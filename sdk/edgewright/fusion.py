@@ -15,8 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.elementwise import evaluate, moving_inputs
-from edgewright.normalform import scale_of
-from edgewright.wiring import Wiring, attributes
+from edgewright.wiring import Wiring, attributes, scale_of
 
 MASKED = -1000.0  # a score this low is masked: exp of it is 0
 ACTIVATIONS = frozenset({"Relu", "Clip"})

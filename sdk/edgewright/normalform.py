@@ -6,6 +6,7 @@ What quantization and lowering may rely on:
     * a fully connected layer is Gemm with transB = 1 on (N, features), MatMul by a 2-D constant and the Add
       of a bias on more axes
     * a mean over axes is GlobalAveragePool; a batch norm that could not be folded is a depthwise convolution
+    * attention is the products, transposes and softmax that it stands for
     * layer norms, however spelled, are LayerNormalization over the last axis; softmax is over the last axis
 """
 
@@ -21,6 +22,7 @@ import onnx
 import onnx.version_converter
 from onnx import shape_inference
 
+from edgewright.attention_forms import spell_out_attention
 from edgewright.batch import NotPerSampleError, batch_first, fold_batch
 from edgewright.errors import ExportError
 from edgewright.wiring import (
@@ -29,6 +31,7 @@ from edgewright.wiring import (
     drop_unused_initializers,
     initializers,
     make_node,
+    scale_of,
     set_initializer,
     value_shapes,
 )
@@ -76,6 +79,7 @@ def _per_sample(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = Wiring(model)
     if not all(shapes[n] and shapes[n][0] is None and None not in shapes[n][1:] for n in graph.inputs):
         return model
+    spell_out_attention(graph, graph.infer(1)[0])
     try:
         _join_equals(graph)
         batch_first(graph, *fold_batch(graph))
@@ -405,22 +409,6 @@ def _scales(graph: Wiring, shapes: Shapes) -> None:
             node.output[0] = product
             graph.replace(node, node, scaled)
     del shapes
-
-
-def scale_of(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray[Any]]) -> tuple[str, float] | None:
-    """What a node multiplies by a positive number, and that number; None for any other node."""
-    if node.op_type not in {"Mul", "Div"}:
-        return None
-    other = [n for n in node.input if n not in constants]
-    number = [constants[n] for n in node.input if n in constants]
-    if len(other) != 1 or len(number) != 1 or number[0].size != 1:
-        return None
-    if node.op_type == "Div" and node.input[0] != other[0]:
-        return None
-    value = float(number[0].reshape(-1)[0])
-    if not (math.isfinite(value) and value > 0):
-        return None
-    return other[0], value if node.op_type == "Mul" else 1 / value
 
 
 def _views(graph: Wiring, shapes: Shapes) -> None:

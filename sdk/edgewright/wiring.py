@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,22 @@ def check_ports(graph: onnx.ModelProto) -> None:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Attributes of a node by name."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def scale_of(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray[Any]]) -> tuple[str, float] | None:
+    """What a node multiplies by a positive number, and that number; None for any other node."""
+    if node.op_type not in {"Mul", "Div"}:
+        return None
+    other = [n for n in node.input if n not in constants]
+    number = [constants[n] for n in node.input if n in constants]
+    if len(other) != 1 or len(number) != 1 or number[0].size != 1:
+        return None
+    if node.op_type == "Div" and node.input[0] != other[0]:
+        return None
+    value = float(number[0].reshape(-1)[0])
+    if not (math.isfinite(value) and value > 0):
+        return None
+    return other[0], value if node.op_type == "Mul" else 1 / value
 
 
 def drop_unused_initializers(model: onnx.ModelProto) -> None:

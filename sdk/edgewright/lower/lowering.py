@@ -20,7 +20,7 @@ from edgewright.lower import functions, layers, moves, windows
 from edgewright.lower.arena import place_in_arena
 from edgewright.lower.draft import Draft, Result, Value, channels_last, straight
 from edgewright.lower.scales import REMEDY, describe, rescale_of
-from edgewright.normalform import scale_of
+from edgewright.wiring import scale_of
 from edgewright_kernels.plan import LIMITS, ByteRange, Dequantize, Plan, Quantize, Requantize
 
 _Handler = Callable[[Draft, onnx.NodeProto, Result], None]
