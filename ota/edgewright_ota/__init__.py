@@ -17,6 +17,14 @@ from edgewright_ota.fleet import Fleet
 from edgewright_ota.package import pack, unpack
 from edgewright_ota.release import Package, Release, ReleaseFile
 from edgewright_ota.repository import Repository
+from edgewright_ota.sequential import MeanSequence, MedianSequence, count_needed, least_hits
+from edgewright_ota.streams import (
+    StreamComparison,
+    compare_medians,
+    compare_rates,
+    device_failures,
+    device_medians,
+)
 
 if TYPE_CHECKING:
     from edgewright_ota.server import create_app
@@ -27,6 +35,8 @@ __all__ = [
     "DdiClient",
     "Deployment",
     "Fleet",
+    "MeanSequence",
+    "MedianSequence",
     "OtaError",
     "Package",
     "PackageError",
@@ -37,8 +47,15 @@ __all__ = [
     "Repository",
     "RepositoryError",
     "ServerError",
+    "StreamComparison",
     "TrustError",
+    "compare_medians",
+    "compare_rates",
+    "count_needed",
     "create_app",
+    "device_failures",
+    "device_medians",
+    "least_hits",
     "pack",
     "unpack",
 ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgewright import digits
     from edgewright.checks import Check
+    from edgewright.comparing import Comparison, compare
     from edgewright.compression import compress
     from edgewright.data import Data
     from edgewright.distillation import distill
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from edgewright.search_budgets import Budget
     from edgewright.search_pareto import SearchReport
     from edgewright.searching import search
+    from edgewright.sides import Side
     from edgewright.statistics import sqnr_db, wilson_interval
     from edgewright.training import evaluate, train
     from edgewright.verification import verify
@@ -60,6 +62,7 @@ __all__ = [
     "ArtifactError",
     "Budget",
     "Check",
+    "Comparison",
     "CompressError",
     "Data",
     "DataError",
@@ -85,10 +88,12 @@ __all__ = [
     "SearchError",
     "SearchReport",
     "Sensitivity",
+    "Side",
     "Target",
     "Training",
     "VerificationReport",
     "VerifyError",
+    "compare",
     "compress",
     "detect",
     "digits",
@@ -111,6 +116,7 @@ __all__ = [
 
 _HOMES = {
     "checks": ("Check",),
+    "comparing": ("Comparison", "compare"),
     "compression": ("compress",),
     "data": ("Data",),
     "distillation": ("distill",),
@@ -146,6 +152,7 @@ _HOMES = {
     "search_budgets": ("Budget",),
     "search_pareto": ("SearchReport",),
     "searching": ("search",),
+    "sides": ("Side",),
     "statistics": ("sqnr_db", "wilson_interval"),
     "training": ("evaluate", "train"),
     "verification": ("verify",),

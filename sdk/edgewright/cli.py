@@ -606,6 +606,56 @@ def _profile(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="What there is: NAME.ew or NAME.onnx.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="What may take its place.", metavar="B")],
+    data: Annotated[
+        Path | None, typer.Option(help=".npz with samples, and labels in y; else an artifact's own few.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The float model, .pt2 or .onnx: count agreement with it.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a timed call.")] = 1,
+    equivalent: Annotated[
+        str, typer.Option(help="A difference in latency that counts as none.", metavar="PERCENT")
+    ] = "2%",
+    max_slowdown: Annotated[
+        str | None, typer.Option(help="How much slower B may be; exit code 1 if more.", metavar="PERCENT")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Points of accuracy that B may lose; exit code 1 if more.")
+    ] = None,
+    max_pairs: Annotated[int, typer.Option(min=10, help="Pairs of calls after which to give up.")] = 2000,
+    seed: Seed = 0,
+    json_to: JsonOption = None,
+) -> None:
+    """Which of two models is faster, and what it costs: stops by itself as soon as that is known.
+
+    A and B may name a configuration: NAME.ew@backend=onnxruntime, NAME.ew@threads=2, NAME.ew@kernels=avx2, or
+    several with commas between. An .onnx file runs in stock ONNX Runtime.
+    """
+    from edgewright.compare_command import run_compare
+
+    samples, labels = _labelled(data) if data else (None, None)
+    raise typer.Exit(
+        run_compare(
+            a,
+            b,
+            data=samples,
+            labels=labels,
+            reference=reference,
+            batch=batch,
+            equivalent=equivalent,
+            max_slowdown=max_slowdown,
+            margin=margin,
+            max_pairs=max_pairs,
+            seed=seed,
+            json_to=json_to,
+        )
+    )
+
+
+@app.command()
 def targets(json_to: JsonOption = None) -> None:
     """The hardware that comes described, and this machine."""
     from edgewright_device import TargetError

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 Z_95 = 1.959963984540054
+_NORMAL = NormalDist()
 
 
 def sqnr_db(reference: npt.ArrayLike, value: npt.ArrayLike) -> float:
@@ -63,24 +65,13 @@ def paired_interval(gained: int, lost: int, count: int, z: float = Z_95) -> tupl
     if min(gained, lost) < 0 or count <= 0 or gained + lost > count:
         raise ValueError(f"{gained} gained and {lost} lost of {count} are not counts of one sample")
 
-    def score(difference: float) -> float:
-        a = 2 * count
-        b = -gained - lost + (2 * count - gained + lost) * difference
-        c = -lost * difference * (1 - difference)
-        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)  # chance of `lost`, given the difference
-        variance = count * (2 * q + difference * (1 - difference))
-        distance = gained - lost - count * difference
-        if variance <= 0:
-            return math.copysign(math.inf, distance) if distance else 0.0
-        return distance / math.sqrt(variance)
-
     found = (gained - lost) / count
 
     def crossing(end: float, level: float) -> float:
         inside, outside = found, end
         for _ in range(60):
             middle = (inside + outside) / 2
-            if abs(score(middle)) < level:
+            if abs(paired_score(gained, lost, count, middle)) < level:
                 inside = middle
             else:
                 outside = middle
@@ -89,8 +80,119 @@ def paired_interval(gained: int, lost: int, count: int, z: float = Z_95) -> tupl
     return crossing(-1.0, z), crossing(1.0, z)
 
 
+def paired_score(gained: int, lost: int, count: int, difference: float) -> float:
+    """How many standard errors the difference that was found lies above another one (Tango 1998).
+
+    Args:
+        gained: Samples that only the second has right.
+        lost: Samples that only the first has right.
+        count: All samples.
+        difference: The other one, `second - first`, -1..1.
+    """
+    variance = count * _null_variance(gained / count, lost / count, difference)
+    distance = gained - lost - count * difference
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _null_variance(gained: float, lost: float, difference: float) -> float:
+    """Of one sample's difference, given the shares found and that the true difference is `difference`."""
+    b = -gained - lost + (2 - gained + lost) * difference
+    c = -lost * difference * (1 - difference)
+    q = (math.sqrt(max(b * b - 8 * c, 0.0)) - b) / 4  # chance of `lost`, most likely one
+    return 2 * q + difference * (1 - difference)
+
+
 def mcnemar_p(gained: int, lost: int) -> float:
     """Two-sided chance of pairs that differ so unevenly, were both rates equal (McNemar 1947, exact)."""
     changed = gained + lost
     tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / (1 << changed))
+
+
+def equivalence_p(gained: int, lost: int, count: int, margin: float) -> float:
+    """Chance of a difference so near none, were the true one `margin` or more either way (TOST).
+
+    Two one-sided score tests, the worse of them (Schuirmann 1987; Tango 1998 for pairs). Below 0.05 the two
+    are equivalent within the margin, just when the 90 % interval lies within it.
+
+    Raises:
+        ValueError: The margin is not in 0..1, or the numbers are not counts of one sample.
+    """
+    if not 0 < margin < 1:
+        raise ValueError(f"margin is {margin}; it must be between 0 and 1")
+    if min(gained, lost) < 0 or count <= 0 or gained + lost > count:
+        raise ValueError(f"{gained} gained and {lost} lost of {count} are not counts of one sample")
+    above_low = paired_score(gained, lost, count, -margin)
+    below_high = -paired_score(gained, lost, count, margin)
+    return 1 - _NORMAL.cdf(min(above_low, below_high))
+
+
+def cases_for_rate(hits: int, count: int, bound: float, *, power: float = 0.8, z: float = Z_95) -> int | None:
+    """How many cases in all it takes to tell on which side of a bound a rate is.
+
+    The rate is taken to be the one found so far (with half a hit more, of one case more, so that none found
+    is not taken for none there). Then the score interval of so many cases (Wilson) lies on one side of the
+    bound with the chance `power` (Fleiss, Levin, Paik 2003, section 2.5).
+
+    Args:
+        hits: Found so far.
+        count: Cases so far.
+        bound: 0..1.
+        power: 0..1.
+        z: Of the interval: 1.96 for 95 %.
+
+    Returns:
+        None where the rate found is the bound, so that no number would do.
+
+    Raises:
+        ValueError: The numbers are not a rate, a bound, or a power.
+    """
+    if count <= 0 or not 0 <= hits <= count or not 0 < bound < 1 or not 0 < power < 1:
+        raise ValueError(f"{hits} of {count} against {bound} with power {power} cannot be planned")
+    rate = (hits + 0.5) / (count + 1)
+    spread = z * math.sqrt(bound * (1 - bound)) + _NORMAL.inv_cdf(power) * math.sqrt(rate * (1 - rate))
+    return _squared(spread / abs(bound - rate)) if rate != bound else None
+
+
+def cases_for_difference(
+    gained: int, lost: int, count: int, margin: float, *, power: float = 0.8, z: float = Z_95
+) -> int | None:
+    """How many labelled cases in all it takes to tell whether less than `margin` of accuracy was lost.
+
+    Accuracy and the share of cases that only one has right are taken to be as found so far, with half a case
+    more each way (Nam 1997, "Establishing equivalence of two treatments and sample size requirements in
+    matched-pairs design").
+
+    Args:
+        gained: Samples that only the second has right, so far.
+        lost: Samples that only the first has right.
+        count: All samples so far.
+        margin: 0..1.
+        power: 0..1.
+        z: Of the interval: 1.96 for 95 %.
+
+    Returns:
+        None where the loss found is the margin, so that no number would do.
+
+    Raises:
+        ValueError: The numbers are not counts of one sample, a margin, or a power.
+    """
+    if (
+        min(gained, lost) < 0
+        or count <= 0
+        or gained + lost > count
+        or not 0 < margin < 1
+        or not 0 < power < 1
+    ):
+        raise ValueError(f"{gained} gained and {lost} lost of {count}, margin {margin}: cannot be planned")
+    more, less = (gained + 0.5) / (count + 1), (lost + 0.5) / (count + 1)
+    distance = margin + more - less
+    here = math.sqrt(max(more + less - (more - less) ** 2, 0.0))
+    spread = z * math.sqrt(_null_variance(more, less, -margin)) + _NORMAL.inv_cdf(power) * here
+    return _squared(spread / abs(distance)) if distance else None
+
+
+def _squared(x: float) -> int | None:
+    return math.ceil(x * x) if x < 1e5 else None
