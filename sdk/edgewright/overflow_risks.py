@@ -1,0 +1,199 @@
+"""Overflow risks: in which layers, in which runtimes, on which instruction sets 16-bit sums can overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgewright.checks import Check, Verdict
+from edgewright.integer_layers import IntegerLayer, integer_layers
+from edgewright.narrow_kernels import HIGH, KERNELS, LOW, ONNX_RUNTIME, Kernel
+from edgewright.overflow_proof import MOST_32, Risk, activation_offset, risk, runs_in_integers, worst_32
+from edgewright.overflow_reach import reach
+from edgewright.overflow_witness import OverflowWitness, confirm, witness
+
+Proven = Literal["safe", "at risk", "not in integers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverflowFinding:
+    """What is known of one layer in one kernel.
+
+    Attributes:
+        layer: The node's name.
+        operator: Its kind.
+        runtime, kernel, instruction_sets: Whose sums, and where it is chosen.
+        verdict: "safe": no input overflows. "at risk": the witness does. "not in integers": this runtime
+            computes the layer in floating point.
+        worst: The sum farthest from zero that some input gives.
+        limit: What the sum may be.
+        pairs: Pairs of weights that can overflow, of all outputs.
+        outputs: Outputs with such a pair.
+        low, high: The range of the activations.
+        witness: A layer input that overflows; None where there is none.
+        reach: What is known of the network's own inputs; empty where nothing was looked for.
+        reached: Whether some input of the network makes this layer overflow, None where it is not known.
+        confirmed: What the runtime did with the witness on this machine; empty where it was not tried.
+        remedy: What to do; empty where the layer is safe.
+    """
+
+    layer: str
+    operator: str
+    runtime: str
+    kernel: str
+    instruction_sets: tuple[str, ...]
+    verdict: Proven
+    worst: int
+    limit: int
+    pairs: int
+    outputs: int
+    low: int
+    high: int
+    witness: OverflowWitness | None = None
+    reach: str = ""
+    reached: bool | None = None
+    confirmed: str = ""
+    remedy: str = ""
+
+
+def overflow_risks(
+    graph: onnx.ModelProto,
+    *,
+    samples: Mapping[str, npt.NDArray[Any]] | None = None,
+    kernels: Sequence[Kernel] = KERNELS,
+    search_s: float = 0.5,
+    seed: int = 0,
+) -> tuple[OverflowFinding, ...]:
+    """Proves or refutes, for every integer layer of a QDQ graph and every kernel, that no sum overflows.
+
+    The native engine is exact, whatever the weights: for an artifact that runs on it, a risk is news of
+    *other* runtimes that might run the same model.onnx, and no fault. For an ONNX file that ONNX Runtime runs
+    as it comes, the risk is its own: `overflow_check` judges it.
+
+    Where ONNX Runtime saturates on this machine, each of its witnesses is run in it.
+
+    Args:
+        graph: A QDQ graph with its constants inside. Float layers are passed over.
+        samples: Real inputs by name, batch first: whether the network itself makes a layer overflow is looked
+            for among them and around them; left out, only the layers' own inputs are known.
+        kernels: Of whom it is asked.
+        search_s: Seconds to search around the samples, where none of them overflows.
+        seed: Draws samples and changes.
+
+    Returns:
+        One finding per layer and kernel that multiplies it, in the order of the graph; then one per layer
+        whose 32-bit sums can overflow, in any runtime.
+    """
+    layers = integer_layers(graph)
+    found: list[OverflowFinding] = []
+    risky: dict[int, tuple[IntegerLayer, Kernel, Risk]] = {}
+    for layer in layers:
+        for kernel in kernels:
+            if layer.weight.dtype != np.int8 or layer.depthwise:
+                continue  # exact in every kernel
+            if not runs_in_integers(layer, kernel):
+                found.append(_finding(layer, kernel, "not in integers", None))
+                continue
+            of_layer = risk(layer, kernel)
+            if of_layer.count:
+                risky[len(found)] = (layer, kernel, of_layer)
+            found.append(_finding(layer, kernel, "at risk" if of_layer.count else "safe", of_layer))
+    for at, (layer, kernel, of_layer) in risky.items():
+        told = witness(layer, kernel, of_layer)
+        done = confirm(layer, of_layer, told) if kernel == ONNX_RUNTIME else ""
+        found[at] = replace(found[at], witness=told, confirmed=done)
+    if samples is not None:
+        reached = reach(graph, list(risky.values()), samples, search_s=search_s, seed=seed)
+        for at, one in zip(risky, reached, strict=True):
+            found[at] = replace(found[at], reach=one.said(), reached=one.found is not None)
+    return (*found, *_beyond_32_bits(layers))
+
+
+def overflow_check(
+    findings: Sequence[OverflowFinding], *, runtime: str = ONNX_RUNTIME.runtime
+) -> Check | None:
+    """The check that decides where `runtime` is what will run, as it comes.
+
+    Failed where an input of the network is known that overflows; "cannot tell" where only inputs of a layer
+    are; passed where none can exist.
+
+    Args:
+        findings: Of `overflow_risks`.
+        runtime: Its name, as the findings say it.
+
+    Returns:
+        None where the runtime multiplies nothing in integers.
+    """
+    own = [f for f in findings if f.runtime == runtime and f.verdict != "not in integers"]
+    if not own:
+        return None
+    risky = [f for f in own if f.verdict == "at risk"]
+    reached = [f for f in risky if f.reached]
+    verdict: Verdict = "failed" if reached else "cannot tell" if risky else "passed"
+    sets = ", ".join(dict.fromkeys(s for f in own for s in f.instruction_sets))
+    return Check(
+        name="overflow",
+        what=f"layers of {len(own)} whose 16-bit sums can overflow in {runtime} on {sets}",
+        verdict=verdict,
+        value=float(len(risky)),
+        interval=None,
+        bound=0.0,
+        unit="layers",
+        remedy=(reached or risky)[0].remedy if risky else "",
+    )
+
+
+def _beyond_32_bits(layers: Sequence[IntegerLayer]) -> Iterator[OverflowFinding]:
+    for layer in layers:
+        worst, outputs = worst_32(layer)
+        if outputs:
+            yield OverflowFinding(
+                layer=layer.name,
+                operator=layer.node.op_type,
+                runtime="any",
+                kernel="32-bit accumulators",
+                instruction_sets=("all",),
+                verdict="at risk",
+                worst=worst,
+                limit=MOST_32,
+                pairs=0,
+                outputs=outputs,
+                low=layer.low,
+                high=layer.high,
+                remedy="split the layer, so that fewer products add up",
+            )
+
+
+def _finding(layer: IntegerLayer, kernel: Kernel, verdict: Proven, of_layer: Risk | None) -> OverflowFinding:
+    offset = activation_offset(layer, kernel)
+    worst = of_layer.worst if of_layer else 0
+    return OverflowFinding(
+        layer=layer.name,
+        operator=layer.node.op_type,
+        runtime=kernel.runtime,
+        kernel=kernel.name,
+        instruction_sets=kernel.instruction_sets,
+        verdict=verdict,
+        worst=worst,
+        limit=HIGH if worst >= 0 else LOW,
+        pairs=of_layer.count if of_layer else 0,
+        outputs=of_layer.channels if of_layer else 0,
+        low=layer.low - offset,
+        high=layer.high - offset,
+        remedy=_remedy(kernel) if verdict == "at risk" else "",
+    )
+
+
+def _remedy(kernel: Kernel) -> str:
+    if kernel.signed:
+        return "keep weights within [-127, 127], or update the runtime"
+    own = "set session.x64quantprecision=1, or " if kernel == ONNX_RUNTIME else ""
+    return (
+        f"{own}quantize anew with overflow_safe='pairs', reduce_range or uint8 weights, or run it on a CPU "
+        "with VNNI or on Edgewright's own engine"
+    )
