@@ -32,6 +32,7 @@ from edgewright.agreement import (
 from edgewright.cases import Cases, beyond_range, generate, outside, range_check, swept_lengths
 from edgewright.certifying import certify
 from edgewright.checks import Check, at_least, at_most
+from edgewright.coverage import Watch, cover, coverage_check, far_samples
 from edgewright.errors import VerifyError
 from edgewright.litert.model import litert_check, litert_run
 from edgewright.profiling import operator_macs
@@ -100,7 +101,9 @@ def verify(
     report = progress or (lambda _: None)
     floats = Reference(reference, subject)
     scores = _scores(floats, samples, report)
-    drawn = generate(subject.inputs, samples, cases, seed, scores=scores)
+    watch = Watch(subject.graph)
+    drivers = far_samples(watch, samples)
+    drawn = generate(subject.inputs, samples, cases, seed, scores=scores, drivers=drivers)
     beyond = 0
 
     def checked(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
@@ -150,6 +153,8 @@ def verify(
             others["litert"] = _run(litert, drawn.chosen(close), "litert", report)
             checks.append(litert_check(subject.artifact, at_close, others["litert"]))
     checks.append(range_check(beyond))
+    if (coverage := cover(watch, drawn)) is not None:
+        checks.append(coverage_check(coverage))
     natural = np.isin(drawn.strata, NATURAL)
     noise = min([lowest_sqnr_db(expected, got, natural), *shorter_noise])
     what = "signal to quantization noise against the float model"
@@ -186,6 +191,7 @@ def verify(
         ),
         worst=worst_cases(expected, got, drawn),
         certificate=certificate,
+        coverage=coverage,
     )
 
 

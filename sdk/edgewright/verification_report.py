@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from edgewright.agreement import ErrorSplit, WorstCase
 from edgewright.checks import Check
+from edgewright.coverage import Coverage
 from edgewright.errors import VerifyError
 from edgewright.plain import from_plain, to_plain
 from edgewright_device import Certificate
@@ -37,6 +38,7 @@ class VerificationReport:
         machine: Where it ran.
         errors: Where the difference from the float model comes from.
         worst: Natural cases on which the outputs lie farthest from the float model's, the worst first.
+        coverage: How far the cases moved the model; None where nothing is on a grid.
         certificate: What this verification vouches for; None where a check did not pass.
     """
 
@@ -55,6 +57,7 @@ class VerificationReport:
     errors: ErrorSplit | None = None
     worst: tuple[WorstCase, ...] = ()
     stratum_flips: Mapping[str, int] = field(default_factory=dict)
+    coverage: Coverage | None = None
     certificate: Certificate | None = None
 
     @property

@@ -196,6 +196,7 @@ def test_verification_covers_every_length(made: Made) -> None:
         "golden": "passed",
         "bits": "passed",
         "range": "passed",
+        "coverage": "passed",
         "sqnr": "passed",
     }
 

@@ -82,13 +82,17 @@ def test_a_healthy_artifact_passes_every_check(
     report: VerificationReport, healthy: Artifact, model: Path
 ) -> None:
     assert report.passed
-    assert verdicts(report) == dict.fromkeys(("golden", "bits", "onnx", "range", "sqnr", "flips"), "passed")
+    assert verdicts(report) == dict.fromkeys(
+        ("golden", "bits", "onnx", "range", "coverage", "sqnr", "flips"), "passed"
+    )
     assert report.bit_mismatches == 0
     assert report.artifact == healthy.digest
     assert report.reference == str(model)
     assert 20 < report.sqnr_db < math.inf
     assert report.cases == sum(report.strata.values()) == CASES
-    assert set(report.strata) == set(STRATA) - {"inner"}
+    assert set(report.strata) == set(STRATA)
+    assert report.coverage is not None
+    assert report.coverage.cases == 64
     assert set(report.stratum_flips) == set(report.strata)
 
 
@@ -317,7 +321,7 @@ def test_an_artifact_without_a_program_is_judged_by_onnxruntime(model: Path, tmp
     made = export(model, target="x86-64", calibration=X, out=tmp_path / "mlp.ew", backend="onnxruntime")
     found = verify(made, reference=model, data=X, cases=CASES)
     assert found.passed
-    assert set(verdicts(found)) == {"golden", "range", "sqnr", "flips"}
+    assert set(verdicts(found)) == {"golden", "range", "coverage", "sqnr", "flips"}
     inputs, outputs = made.golden()
     outputs["y"] += np.float32(0.1) * np.ptp(outputs["y"])
     broken = rewritten(made, tmp_path / "b.ew", golden__npz=encode_golden(inputs, outputs))
