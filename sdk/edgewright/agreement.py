@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from edgewright.cases import Cases
 from edgewright.checks import Check, Verdict
+from edgewright.preview import Preview, preview
 from edgewright.statistics import sqnr_db, wilson_interval
+from edgewright_device import Port
 
 WORST = 8
 
@@ -55,6 +57,7 @@ class WorstCase:
         got: The engine's.
         margin: The float model's largest output over the second, in parts of the largest of all; None
             likewise.
+        inputs: What went in, by name, for people.
     """
 
     case: int
@@ -63,6 +66,7 @@ class WorstCase:
     expected: int | None
     got: int | None
     margin: float | None
+    inputs: Mapping[str, Preview] = field(default_factory=dict)
 
 
 def lowest_sqnr_db(expected: Outputs, got: Outputs, chosen: npt.NDArray[np.bool_] | None = None) -> float:
@@ -109,8 +113,10 @@ def flip_check(flips: int, cases: int, bound: float) -> Check:
     )
 
 
-def worst_cases(expected: Outputs, got: Outputs, cases: Cases, count: int = WORST) -> tuple[WorstCase, ...]:
-    """Natural cases with the largest errors, the worst first."""
+def worst_cases(
+    expected: Outputs, got: Outputs, cases: Cases, ports: Sequence[Port], count: int = WORST
+) -> tuple[WorstCase, ...]:
+    """Natural cases with the largest errors, the worst first, and what went in at these ports."""
     natural = np.flatnonzero(np.isin(cases.strata, NATURAL))
     errors = np.zeros(len(cases))
     for name in got:
@@ -118,6 +124,7 @@ def worst_cases(expected: Outputs, got: Outputs, cases: Cases, count: int = WORS
         errors = np.maximum(errors, off / (float(np.abs(expected[name]).max()) or 1.0))
     errors[~np.isfinite(errors)] = np.inf
     order = natural[np.argsort(-errors[natural], kind="stable")[:count]]
+    shown = cases.chosen(order)
     there, here = decisions(expected), decisions(got)
     margins = None if there is None else _margins(next(iter(expected.values())))
     return tuple(
@@ -128,8 +135,9 @@ def worst_cases(expected: Outputs, got: Outputs, cases: Cases, count: int = WORS
             expected=None if there is None else int(there[i]),
             got=None if here is None else int(here[i]),
             margin=None if margins is None else float(margins[i]),
+            inputs={p.name: preview(shown.inputs[p.name][k], p) for p in ports},
         )
-        for i in order
+        for k, i in enumerate(order)
     )
 
 

@@ -449,46 +449,24 @@ def verify(
     data: Annotated[Path | None, typer.Option(help=".npz with real samples that cases grow from.")] = None,
     seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page for people.")] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Compare what will run with its integer definition, exactly, and with the float model."""
-    import json
+    from edgewright.verify_command import Outputs, run_verify
 
-    import edgewright as ew
-
-    console = console_for(json_to)
-    if report:
-        check_writable(report)
-    notes: list[str] = []
-    with progress_bar(console) as progress:
-        found = ew.verify(
-            artifact,
-            reference=reference,
-            cases=cases,
-            data=_samples(data) if data else None,
-            seed=seed,
-            progress=noting(notes, progress),
-        )
-    for note in notes:
-        console.print(escape(note))
-    title = f"{escape(str(artifact))}: {cases} cases"
-    table = Table("check", "found", "allowed", "verdict", title=title, title_justify="left")
-    for check in found.checks:
-        spread = f"  ({check.interval[0]:.4f} to {check.interval[1]:.4f})" if check.interval else ""
-        color = {"passed": "green", "failed": "red"}.get(check.verdict, "yellow")
-        table.add_row(
-            check.what,
-            f"{check.value:.4g} {check.unit}{spread}",
-            f"{check.bound:g}",
-            f"[{color}]{check.verdict}[/]",
-        )
-    console.print(table)
-    if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(found.to_json(), "utf-8")
-    emit(json_to, json.loads(found.to_json()))
-    if not found.passed:
-        raise typer.Exit(DID_NOT_HOLD)
+    for file in (report, html):
+        if file:
+            check_writable(file)
+    code = run_verify(
+        artifact,
+        Outputs(report=report, html=html, json_to=json_to),
+        reference=reference,
+        cases=cases,
+        data=_samples(data) if data else None,
+        seed=seed,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

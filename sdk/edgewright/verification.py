@@ -189,7 +189,7 @@ def verify(
             conversion_db=agreement,
             cases=len(looked),
         ),
-        worst=worst_cases(expected, got, drawn),
+        worst=worst_cases(expected, got, drawn, subject.inputs),
         certificate=certificate,
         coverage=coverage,
     )
