@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,8 @@ from tflite_file import tflite_bytes
 from torch import nn
 
 import edgewright as ew
+from edgewright.errors import SideEnvironmentError
+from edgewright.side_environment import SideEnvironment, python_of
 from edgewright_device import Artifact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,15 +208,14 @@ def entries(files: Files, setting: Setting, side: str | None, *, threads: int = 
 
 def side_python() -> str | None:
     """The Python of the side environment, made on first use; None where it cannot be made."""
-    folder = ROOT / "build" / "peers"
-    python = folder / "bin" / "python"
-    wanted = [f"{name}=={version}" for name, version in SIDE.items()]
-    stamp = folder / "installed.txt"
-    if not stamp.is_file() or stamp.read_text("utf-8").split() != wanted:
-        venv.create(folder, clear=True, with_pip=True)
-        pip = [str(python), "-m", "pip", "install", "-q", *wanted]
-        if subprocess.run(pip, check=False).returncode:
-            print("OpenVINO and ncnn cannot be installed here, and are left out", file=sys.stderr)
-            return None
-        stamp.write_text("\n".join(wanted), "utf-8")
-    return str(python)
+    environment = SideEnvironment(
+        name="peers",
+        requirements=tuple(f"{name}=={version}" for name, version in SIDE.items()),
+        imports=tuple(SIDE),
+        size_bytes=400_000_000,
+    )
+    try:
+        return str(python_of(environment, ROOT / "build" / "envs"))
+    except SideEnvironmentError as error:
+        print(f"OpenVINO and ncnn cannot be installed here, and are left out: {error}", file=sys.stderr)
+        return None

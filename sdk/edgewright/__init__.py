@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RecipeError,
         SdkError,
         SearchError,
+        SideEnvironmentError,
         VerifyError,
     )
     from edgewright.exporting import export
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from edgewright.float_onnx import OnnxFile, export_onnx
     from edgewright.latency import Latency, measure
     from edgewright.layer_sensitivity import LayerSensitivity, Sensitivity, sensitivity
+    from edgewright.litert.convert import LiteRtModel, export_litert
     from edgewright.models import load_model, save_model
     from edgewright.progress import OnProgress, Progress
     from edgewright.publishing import publish
@@ -73,6 +75,7 @@ __all__ = [
     "Latency",
     "LayerLoss",
     "LayerSensitivity",
+    "LiteRtModel",
     "OnProgress",
     "OnnxFile",
     "Progress",
@@ -89,6 +92,7 @@ __all__ = [
     "SearchReport",
     "Sensitivity",
     "Side",
+    "SideEnvironmentError",
     "Target",
     "Training",
     "VerificationReport",
@@ -100,6 +104,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "export_litert",
     "export_onnx",
     "load_model",
     "measure",
@@ -128,6 +133,7 @@ _HOMES = {
         "RecipeError",
         "SdkError",
         "SearchError",
+        "SideEnvironmentError",
         "VerifyError",
     ),
     "exporting": ("export",),
@@ -135,6 +141,7 @@ _HOMES = {
     "float_onnx": ("OnnxFile", "export_onnx"),
     "latency": ("Latency", "measure"),
     "layer_sensitivity": ("LayerSensitivity", "Sensitivity", "sensitivity"),
+    "litert.convert": ("LiteRtModel", "export_litert"),
     "models": ("load_model", "save_model"),
     "progress": ("OnProgress", "Progress"),
     "publishing": ("publish",),

@@ -250,7 +250,8 @@ def export(
     target: TargetOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; beside the model if left out.")] = None,
     file_format: Annotated[
-        Literal["artifact", "onnx"], typer.Option("--format", help="artifact: INT8; onnx: float32.")
+        Literal["artifact", "onnx", "litert"],
+        typer.Option("--format", help="artifact: INT8; onnx, litert: float32, the latter of a .pt2 alone."),
     ] = "artifact",
     optimize: Annotated[
         bool,
@@ -284,12 +285,29 @@ def export(
     litert: Annotated[
         bool, typer.Option("--litert", help="Also put the same integers into model.tflite, for LiteRT.")
     ] = False,
+    batch: Annotated[
+        str | None, typer.Option(help="With --format litert: sizes of the batch, such as 1,8; 1 if left out.")
+    ] = None,
+    environments: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --format litert: where its converter is installed; else ~/.cache/edgewright/envs."
+        ),
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
-    """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX."""
+    """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX, or for LiteRT."""
     import edgewright as ew
 
     console = console_for(json_to)
+    if file_format == "litert":
+        from edgewright.litert.command import run_export_litert
+
+        out = out or model.with_suffix(".tflite")
+        run_export_litert(
+            model, out, _sizes(batch, "--batch"), _sizes(lengths, "--lengths"), environments, json_to
+        )
+        return
     if file_format == "onnx":
         written = ew.export_onnx(
             model,
@@ -322,7 +340,7 @@ def export(
             quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
             backend=backend,
             fallback=fallback,
-            lengths=_lengths(lengths),
+            lengths=_sizes(lengths, "--lengths"),
             mask=mask,
             litert=litert,
             progress=noting(notes, progress),
@@ -348,14 +366,14 @@ def export(
     )
 
 
-def _lengths(text: str | None) -> tuple[int, ...] | None:
+def _sizes(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r}: give numbers such as 32,64,128", param_hint="'--lengths'"
+            f"{text!r}: give numbers such as 32,64,128", param_hint=f"'{option}'"
         ) from None
 
 

@@ -8,6 +8,7 @@
     ├── ExportError     a model cannot be turned into an artifact for the targets asked for
     ├── VerifyError     an artifact and its reference cannot be compared
     ├── PublishError    an artifact may not, or cannot, become a release
+    ├── SideEnvironmentError  a tool with a Python environment of its own cannot be had, or failed
     └── DemoError       a step of the demo did not end as it must
 
 A caller's own mistake (a wrong argument in code) is a ValueError.
@@ -44,6 +45,10 @@ class VerifyError(SdkError):
 
 class PublishError(SdkError):
     """An artifact may not, or cannot, become a release."""
+
+
+class SideEnvironmentError(SdkError):
+    """A tool that has a Python environment of its own cannot be installed, or failed there."""
 
 
 class DemoError(SdkError):

@@ -58,7 +58,7 @@ def float_graph(
         if model.suffix == ".onnx":
             graph = read_onnx(model)
         elif model.suffix == ".pt2":
-            graph = _from_torch(_existing(model, _read_pt2), None)
+            graph = _from_torch(read_pt2(model), None)
         else:
             raise ExportError(f"{model}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
     elif example_inputs is None:
@@ -131,7 +131,7 @@ def float_function(
     if isinstance(model, Path):
         if model.suffix != ".pt2":
             raise ExportError(f"{model}: not a model; give a .pt2 or .onnx file, or an nn.Module in Python")
-        module: nn.Module = _existing(model, _read_pt2).module()
+        module: nn.Module = read_pt2(model).module()
     else:
         module = copy.deepcopy(model).eval()
 
@@ -186,6 +186,15 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise ExportError(f"{path}: an ONNX file without a single node")
     return model
+
+
+def read_pt2(path: Path) -> torch.export.ExportedProgram:
+    """A torch.export program.
+
+    Raises:
+        ExportError: Missing or damaged.
+    """
+    return _existing(path, _read_pt2)
 
 
 def _read_pt2(path: Path) -> torch.export.ExportedProgram:

@@ -173,8 +173,16 @@ def check_ending(path: Path, *, quantized: bool) -> None:
         )
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def trace(
+    model: nn.Module, example_inputs: tuple[Any, ...], sequence: Sequence[int | None] | None = None
+) -> torch.export.ExportedProgram:
     """The program of a copy of a module, in eval mode and with a free batch size.
+
+    Args:
+        model: Is left as it is.
+        example_inputs: Arguments of one call, tensors or arrays, the batch first.
+        sequence: The axis of each input that has the length of a sequence, and stays free; None for one that
+            has none.
 
     Raises:
         ExportError: torch cannot trace the module.
@@ -184,12 +192,18 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.Exp
     from edgewright.graph import quiet, repeated
 
     batch = torch.export.Dim("N", min=1, max=1 << 20)
+    length = torch.export.Dim("length", min=2, max=1 << 20)
     tensors = tuple(repeated(torch.as_tensor(x)) for x in example_inputs)
     try:
         # torch prints the graph it gave up on to stderr
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             return torch.export.export(
-                copy.deepcopy(model).eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors)
+                copy.deepcopy(model).eval(),
+                tensors,
+                dynamic_shapes=tuple(
+                    {0: batch} if axis is None else {0: batch, axis: length}
+                    for axis in sequence or [None] * len(tensors)
+                ),
             )
     except Exception as error:  # torch raises many kinds for code it cannot trace
         raise ExportError(f"torch cannot trace this model: {_said(error)}") from error
