@@ -171,6 +171,7 @@ class _Quantizer:
         self.constants = dict(self.graph.constants)
         self.qdq = QdqGraph(self.graph, self.constants)
         self.producers, self.readers = self.graph.producers(), self.graph.readers()
+        self.moved_from = {name: node.input[0] for name, node in self.producers.items() if node.input}
         self.outputs = set(self.graph.outputs)
         self.grids: dict[str, Grid] = {}
         self.decided: dict[str, Grid] = {}
@@ -400,7 +401,7 @@ class _Quantizer:
     def _narrow_grid(self, name: str) -> Grid:
         """A grid of uint8 for a value that lies on one of int16, perhaps moved from where it was observed."""
         while name not in self.observed:
-            name = self.producers[name].input[0]
+            name = self.moved_from[name]
         return self.observed[name].grid(self.method, self.percentile)
 
     def _boundary(

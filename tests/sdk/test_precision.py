@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from edgewright.quantization import narrow_name
 from edgewright.statistics import sqnr_db
 from edgewright_kernels import plan as ir
-from sdk.graphs import Lowered, Node, graph, lowered, normal, rng
+from sdk.graphs import Lowered, Node, graph, lowered, normal, quantize, rng
 
 LENGTH, WIDTH = 6, 16
 
@@ -175,3 +176,28 @@ def test_a_resized_value_goes_through_uint8() -> None:
     samples = {"x": normal(32, 3, 4, 4, seed=2)}
     of = lowered(model, samples, activations="int16")
     assert sqnr_db(of.floats(samples)["y"], of.native(samples)["y"]) > 28
+
+
+def test_what_a_layer_reads_may_have_been_moved_since_it_was_int16() -> None:
+    model = graph(
+        [
+            ("Add", ["x", "b"], "s", {}),
+            ("LayerNormalization", ["s", "g"], "n", {}),
+            ("Reshape", ["s", "flat"], "f", {}),
+            ("Reshape", ["n", "flat"], "e", {}),
+            ("Gemm", ["f", "w"], "p", {"transB": 1}),
+            ("Gemm", ["e", "w"], "q", {"transB": 1}),
+            ("Add", ["p", "q"], "y", {}),
+        ],
+        {"x": (3, 4)},
+        {"y": (5,)},
+        {
+            "b": normal(3, 4),
+            "g": np.ones(4, np.float32),
+            "flat": np.array([-1, 12]),
+            "w": normal(5, 12, seed=1),
+        },
+    )
+    made = quantize(model, {"x": normal(64, 3, 4)}, activations="mixed")
+    assert made.grids["f"].dtype == "int16"
+    assert made.grids[narrow_name("f")].dtype == "uint8"
