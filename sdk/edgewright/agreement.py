@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright.cases import Cases
-from edgewright.checks import Check, Verdict
+from edgewright.checks import Check
+from edgewright.equivalence import loss_check, rate_check
+from edgewright.errors import VerifyError
 from edgewright.preview import Preview, preview
-from edgewright.statistics import sqnr_db, wilson_interval
+from edgewright.statistics import sqnr_db
 from edgewright_device import Port
 
 WORST = 8
@@ -100,16 +102,46 @@ def flipped(expected: Outputs, got: Outputs) -> npt.NDArray[np.bool_] | None:
 
 def flip_check(flips: int, cases: int, bound: float) -> Check:
     """Whether the rate of changed decisions is `bound` at most, with 97.5 % confidence."""
-    low, high = wilson_interval(flips, cases)
-    verdict: Verdict = "passed" if high <= bound else "failed" if low > bound else "cannot tell"
-    return Check(
-        name="flips",
-        what="predictions that differ from the float model's",
-        verdict=verdict,
-        value=flips / cases,
-        interval=(low, high),
-        bound=bound,
+    return rate_check(
+        "flips",
+        "predictions that differ from the float model's",
+        flips,
+        cases,
+        bound,
         unit="of the cases",
+        remedy="give the sensitive layers 16 bits (`edgewright sensitivity`), or calibrate anew",
+    )
+
+
+def accuracy_check(expected: Outputs, got: Outputs, labels: npt.ArrayLike, margin: float) -> Check:
+    """Whether less than `margin` of accuracy, 0..1, was lost on labelled samples, with 97.5 % confidence.
+
+    Args:
+        expected: What the float model gives for them.
+        got: What the engine gives.
+        labels: Class numbers, (samples,).
+        margin: 0..1; the check is in points.
+
+    Raises:
+        VerifyError: The outputs are not classes, or the labels are not class numbers of the samples.
+        ValueError: The margin is not in 0..1.
+    """
+    there, here, right = decisions(expected), decisions(got), np.asarray(labels)
+    if there is None or here is None:
+        raise VerifyError("labels are for classifiers: one output, (samples, classes)")
+    if right.shape != there.shape or right.dtype.kind not in "iu":
+        raise VerifyError(
+            f"labels of shape {right.shape}, {right.dtype}: {len(there)} class numbers are needed"
+        )
+    gained, lost = ((here == right) & (there != right), (there == right) & (here != right))
+    return loss_check(
+        "accuracy",
+        "accuracy that is lost against the float model's",
+        int(gained.sum()),
+        int(lost.sum()),
+        len(right),
+        margin,
+        remedy="give the sensitive layers 16 bits (`edgewright sensitivity`), or train with `[qat]`",
     )
 
 

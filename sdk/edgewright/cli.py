@@ -465,6 +465,10 @@ def verify(
     reference: Annotated[Path, typer.Option(help="The float model it was made from, .pt2 or .onnx.")],
     cases: Annotated[int, typer.Option(min=20, help="Generated cases.")] = 1000,
     data: Annotated[Path | None, typer.Option(help=".npz with real samples that cases grow from.")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Points of accuracy that may be lost on the samples; the data has labels in y."),
+    ] = None,
     seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page for people.")] = None,
@@ -476,12 +480,21 @@ def verify(
     for file in (report, html):
         if file:
             check_writable(file)
+    samples, labels = (_samples(data) if data else None), None
+    if margin is not None and data:
+        samples, labels = _labelled(data)
+    if margin is not None and labels is None:
+        raise typer.BadParameter("needs --data with labels in y", param_hint="'--margin'")
+    if margin is not None and not 0 < margin < 100:
+        raise typer.BadParameter("give points between 0 and 100, such as 0.5", param_hint="'--margin'")
     code = run_verify(
         artifact,
         Outputs(report=report, html=html, json_to=json_to),
         reference=reference,
         cases=cases,
-        data=_samples(data) if data else None,
+        data=samples,
+        labels=labels,
+        margin=0.01 if margin is None else margin / 100,
         seed=seed,
     )
     raise typer.Exit(code)

@@ -22,6 +22,7 @@ from edgewright.agreement import (
     DECIDED,
     NATURAL,
     ErrorSplit,
+    accuracy_check,
     decisions,
     differing,
     flip_check,
@@ -72,6 +73,8 @@ def verify(
     seed: int = 0,
     max_flip_rate: float = 0.05,
     min_sqnr_db: float = 20.0,
+    labels: npt.ArrayLike | None = None,
+    margin: float = 0.01,
     progress: OnProgress | None = None,
 ) -> VerificationReport:
     """Compares what will run with its definition and with the float model it was made from.
@@ -87,6 +90,8 @@ def verify(
         seed: Draws the cases.
         max_flip_rate: The share of predictions that may differ from the float model's.
         min_sqnr_db: The least signal to quantization noise ratio on natural cases, in dB.
+        labels: Class numbers of the real samples, (samples,): then accuracy is checked on them.
+        margin: Accuracy, 0..1, that may be lost on them.
         progress: Called as the work goes on.
 
     Raises:
@@ -163,6 +168,9 @@ def verify(
     decided = np.isin(drawn.strata, DECIDED)
     if flips is not None:
         checks.append(flip_check(int(flips[decided].sum()), int(decided.sum()), max_flip_rate))
+    if labels is not None:
+        there, here = _on_samples(floats, subject, samples, report)
+        checks.append(accuracy_check(there, here, labels, margin))
     certificate = None
     if all(c.verdict == "passed" for c in checks):
         certificate = certify(
@@ -210,6 +218,13 @@ def _scores(floats: Reference, samples: Arrays, report: OnProgress) -> npt.NDArr
     kinds = np.repeat(["sample"], len(next(iter(first.values()))))
     outputs = _run(floats.run, Cases.of(first, kinds, {}), "samples", report)
     return None if decisions(outputs) is None else next(iter(outputs.values()))
+
+
+def _on_samples(floats: Reference, subject: Subject, samples: Arrays, report: OnProgress) -> list[Arrays]:
+    """What the float model and the engine give for the samples themselves."""
+    kinds = np.repeat(["sample"], len(next(iter(samples.values()))))
+    functions = {"float, samples": floats.run, f"{subject.runtime}, samples": subject.run}
+    return _together(functions, Cases.of(samples, kinds, {}), report)
 
 
 def _spread(cases: Cases, count: int, seed: int) -> npt.NDArray[np.int64]:

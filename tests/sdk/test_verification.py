@@ -20,6 +20,7 @@ from edgewright.cases import STRATA
 from edgewright.checks import Check
 from edgewright.errors import VerifyError
 from edgewright.exporting import export
+from edgewright.graph import float_function
 from edgewright.progress import Progress
 from edgewright.verification import verify
 from edgewright.verification_report import VerificationReport
@@ -302,6 +303,22 @@ def test_too_few_cases_to_tell_are_no_pass(healthy: Artifact, model: Path) -> No
     (flips,) = (c for c in found.checks if c.name == "flips")
     assert flips.interval is not None
     assert flips.interval[0] <= flips.bound < flips.interval[1]
+
+
+def test_labels_show_that_accuracy_is_kept_or_how_many_more_would(healthy: Artifact, model: Path) -> None:
+    x = np.clip(normal(3000, 8, seed=5), -1, 1)
+    (logits,) = float_function(model)([x])
+    close = np.sort(logits, axis=1)
+    clear = close[:, -1] - close[:, -2] > 0.1 * np.ptp(logits)  # what rounding does not decide
+    x, right = x[clear], logits[clear].argmax(1)
+    kept = verify(healthy, reference=model, data=x, labels=right, margin=0.05, cases=CASES)
+    assert verdicts(kept)["accuracy"] == "passed"
+    few = verify(healthy, reference=model, data=x[:20], labels=right[:20], margin=0.05, cases=CASES)
+    assert verdicts(few)["accuracy"] == "cannot tell"
+    assert not few.passed
+    assert "more are needed" in next(c.remedy for c in few.checks if c.name == "accuracy")
+    with pytest.raises(VerifyError, match="20 class numbers are needed"):
+        verify(healthy, reference=model, data=x[:20], labels=right[:19], cases=CASES)
 
 
 def test_less_than_twenty_cases_are_refused(healthy: Artifact, model: Path) -> None:
