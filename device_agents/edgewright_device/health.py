@@ -20,6 +20,8 @@ from edgewright_device.runner import EXACT_BACKENDS, Runner
 BOUND_STEPS = 2
 """How far an output of another backend may lie from the golden one, in steps of that output's scale, where no
 certificate says it."""
+FLOAT_STEPS = 0.01
+"""How far float32 may round a difference of outputs up: of int16 values, 2^16 steps of 2^-24 each."""
 TIMED_SAMPLES = 32
 
 
@@ -180,7 +182,7 @@ def _difference(
             wrong = np.count_nonzero(got.view(np.uint32) != want.view(np.uint32))
             rule = "bit for bit"
         else:
-            wrong = np.count_nonzero(~(np.abs(got - want) <= steps * port.scale))
+            wrong = np.count_nonzero(~(np.abs(got - want) <= (steps + FLOAT_STEPS) * port.scale))
             rule = f"within {steps} steps"
         if wrong:
             return f"output {port.name!r}: {wrong} of {got.size} values do not equal the golden ones {rule}"

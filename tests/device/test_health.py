@@ -47,6 +47,14 @@ def test_another_backend_may_differ_within_the_bound_and_no_more(tmp_path: Path)
     assert "within 2 steps" in report.reason
 
 
+def test_the_bound_itself_is_allowed_though_float32_rounds_it_up(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "near.ew")
+    inputs, outputs = artifact.golden()
+    outputs["y"] = Runner(artifact).run(inputs)["y"] + np.float32(health.BOUND_STEPS * Y_SCALE * (1 + 1e-5))
+    rewrite_golden(artifact, inputs, outputs)
+    assert health.check(artifact.path, backend="onnxruntime").passed
+
+
 def test_nan_fails_whatever_the_golden_vectors_say(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "nan.ew")
     inputs, outputs = artifact.golden()
