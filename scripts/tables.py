@@ -170,9 +170,17 @@ def operators() -> str:
     return operators_table()
 
 
+def hardware() -> str:
+    """The hardware, as the files of targets say."""
+    from edgewright.hardware import hardware_table
+
+    return hardware_table()
+
+
 # Tables that are made of more than one result, or of none.
 WHOLE: dict[str, Callable[[], str]] = {
     "claims": lambda: claims(ROOT / "benchmarks" / "results"),
+    "hardware": hardware,
     "operators": operators,
 }
 

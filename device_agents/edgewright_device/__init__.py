@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewright_device.artifact import Artifact, check_place, write_artifact, write_report
 from edgewright_device.certificate import Certificate
+from edgewright_device.detection import detect
 from edgewright_device.errors import (
     ArtifactError,
     DeviceError,
@@ -16,10 +17,11 @@ from edgewright_device.golden import encode_golden
 from edgewright_device.health import BOUND_STEPS, HealthReport, replay
 from edgewright_device.journal import Journal, SlotRelease
 from edgewright_device.manifest import ArtifactFile, Lengths, Part, Port
+from edgewright_device.provider import PROVIDERS, Choice, Provider
 from edgewright_device.runner import BACKENDS, EXACT_BACKENDS, Runner
 from edgewright_device.serving import Serving
 from edgewright_device.slots import Slots
-from edgewright_device.target import Target, detect, target_names
+from edgewright_device.target import STATUS_WORDS, Target, target_names
 
 if TYPE_CHECKING:
     from edgewright_device.agent import Agent, Event
@@ -28,11 +30,14 @@ __all__ = [
     "BACKENDS",
     "BOUND_STEPS",
     "EXACT_BACKENDS",
+    "PROVIDERS",
+    "STATUS_WORDS",
     "Agent",
     "Artifact",
     "ArtifactError",
     "ArtifactFile",
     "Certificate",
+    "Choice",
     "DeviceError",
     "Event",
     "HealthReport",
@@ -40,6 +45,7 @@ __all__ = [
     "Lengths",
     "Part",
     "Port",
+    "Provider",
     "Runner",
     "RunnerError",
     "Serving",

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import difflib
 import os
-import platform
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgewright_device.errors import TargetError
+from edgewright_device.provider import CPU, Choice
 from edgewright_device.runner import BACKENDS
-from edgewright_kernels import cpu_paths
 
 Status = Literal["run", "tested", "documented"]
+Kind = Literal["edge", "cloud", "training"]
+FoundBy = Literal["", "cpu", "board", "gpu"]
+
+STATUS_WORDS: Mapping[Status, str] = {
+    "run": "run here",
+    "tested": "negotiated and unit-tested",
+    "documented": "documented only",
+}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LISTS = frozenset({"instruction_sets", "backends", "providers", "found_as", "sources"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What hardware can do; one TOML file each.
+    """What hardware can do; one TOML file each. Keys behind `status` may be left out.
 
     Attributes:
         name: As in `Target.load`.
@@ -35,6 +44,16 @@ class Target:
         strategy: The recommended way to run a model there.
         status: "run": the tests run on such hardware; "tested": its rules are unit-tested; "documented":
             known from documentation alone.
+        kind: "edge": small batches beside a sensor; "cloud": many requests at once; "training": where models
+            are made.
+        accelerator: What computes beside the CPU, for people; empty if nothing does.
+        providers: ONNX Runtime's execution providers, as `Choice.of` reads them, the preferred first. That
+            of the CPU runs anything; a target without it has no way out for what the others refuse.
+        evidence: What the status rests on.
+        found_by: How `detect` finds it: by the CPU, by the board's name in the device tree, by the name of a
+            GPU, or never.
+        found_as: Those names, or the beginning of them; any one suffices.
+        sources: What each fact was taken from, "fact: address".
     """
 
     name: str
@@ -45,6 +64,13 @@ class Target:
     backends: tuple[str, ...]
     strategy: str
     status: Status
+    kind: Kind = "edge"
+    accelerator: str = ""
+    providers: tuple[str, ...] = (CPU,)
+    evidence: str = ""
+    found_by: FoundBy = ""
+    found_as: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, target: str | os.PathLike[str]) -> Target:
@@ -73,29 +99,20 @@ class Target:
         )
         raise TargetError(f"target {text!r} is not known; {hint}")
 
+    def choices(self) -> tuple[Choice, ...]:
+        """Its `providers`; none where ONNX Runtime is not among the backends."""
+        return tuple(map(Choice.of, self.providers)) if "onnxruntime" in self.backends else ()
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether nothing there takes sizes that are free when a model is loaded."""
+        return set(self.backends) == {"onnxruntime"} and all(c.fixed_shapes for c in self.choices())
+
 
 def target_names() -> tuple[str, ...]:
     """Names of the targets that come with Edgewright, sorted."""
     folder = resources.files("edgewright_device").joinpath("targets")
     return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
-
-
-def detect() -> Target:
-    """The target that describes this machine best.
-
-    Raises:
-        TargetError: None of them does.
-    """
-    arch = platform.machine()
-    here = {arch, *cpu_paths()}
-    fitting = [
-        t
-        for t in map(Target.load, target_names())
-        if t.arch == arch and t.status == "run" and set(t.instruction_sets) <= here
-    ]
-    if not fitting:
-        raise TargetError(f"no target fits this machine ({arch}); describe it in a TOML file and load that")
-    return max(fitting, key=lambda t: len(t.instruction_sets))
 
 
 def _parse(where: str, text: str) -> Target:
@@ -111,31 +128,40 @@ def _parse(where: str, text: str) -> Target:
             raise TargetError(f"{where}: unknown key {key!r}{hint}")
     values: dict[str, Any] = {}
     for field in fields(Target):
-        if field.name not in data:
+        if field.name in data:
+            values[field.name] = _value(where, field.name, data[field.name])
+        elif field.default is MISSING:
             raise TargetError(f"{where}: {field.name!r} is missing")
-        values[field.name] = _value(where, field.name, data[field.name])
     return Target(**values)
 
 
 def _value(where: str, key: str, value: object) -> object:
-    if key in {"instruction_sets", "backends"}:
+    if key in _LISTS:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise TargetError(f"{where}: {key} must be a list of names, not {value!r}")
         unknown = [v for v in value if v not in BACKENDS]
         if key == "backends" and (unknown or not value):
             what = f"no backend {unknown[0]!r}" if unknown else "one backend at least is needed"
             raise TargetError(f"{where}: {what}; choose from {', '.join(BACKENDS)}")
+        if key == "providers":
+            try:
+                list(map(Choice.of, value))
+            except ValueError as error:
+                raise TargetError(f"{where}: {error}") from None
         return tuple(value)
     if key == "memory_bytes":
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise TargetError(f"{where}: {key} must be a positive whole number, not {value!r}")
         return value
-    if not isinstance(value, str) or not value:
+    may_be_empty = key in {"accelerator", "evidence", "found_by"}
+    if not isinstance(value, str) or not (value or may_be_empty):
         raise TargetError(f"{where}: {key} must be text, not {value!r}")
     if key == "name" and not _NAME.fullmatch(value):
         raise TargetError(
             f"{where}: name {value!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
         )
-    if key == "status" and value not in get_args(Status):
-        raise TargetError(f"{where}: status must be one of {', '.join(get_args(Status))}, not {value!r}")
+    for one, choices in (("status", Status), ("kind", Kind), ("found_by", FoundBy)):
+        if key == one and value not in get_args(choices):
+            named = ", ".join(c or '""' for c in get_args(choices))
+            raise TargetError(f"{where}: {key} must be one of {named}, not {value!r}")
     return value

@@ -33,7 +33,6 @@ from edgewright_device import (
     RunnerError,
     Target,
     detect,
-    target_names,
 )
 
 app = typer.Typer(
@@ -665,31 +664,17 @@ def compare(
 
 
 @app.command()
-def targets(json_to: JsonOption = None) -> None:
-    """The hardware that comes described, and this machine."""
-    from edgewright_device import TargetError
+def targets(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, or a TOML file: everything known of it.")
+    ] = None,
+    json_to: JsonOption = None,
+) -> None:
+    """The hardware that comes described, what runs on it, and this machine."""
+    from edgewright.hardware import show_all, show_one
 
     console = console_for(json_to)
-    try:
-        here: str | None = detect().name
-    except TargetError:
-        here = None
-    table = Table("target", "hardware", "architecture", "SIMD", "backends", "status")
-    known = [Target.load(name) for name in target_names()]
-    for target in known:
-        table.add_row(
-            f"{target.name} (here)" if target.name == here else target.name,
-            target.title,
-            target.arch,
-            ", ".join(target.instruction_sets) or "base",
-            ", ".join(target.backends),
-            target.status,
-        )
-    console.print(table)
-    console.print(
-        "status: run = the tests run on it; tested = unit-tested; documented = from documentation alone"
-    )
-    emit(json_to, {"here": here, "targets": [asdict(t) for t in known]})
+    emit(json_to, show_one(Target.load(name), console) if name else show_all(console))
 
 
 @app.command()

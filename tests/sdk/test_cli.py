@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -19,14 +20,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console
 
 from edgewright import cli
 from edgewright.exporting import export
 from edgewright.graph import float_function
+from edgewright.hardware import show_all
 from edgewright.models import load_model, save_model
 from edgewright.verification import verify
 from edgewright.verification_report import VerificationReport
-from edgewright_device import Artifact, Runner, Target, detect, target_names
+from edgewright_device import STATUS_WORDS, Artifact, Runner, Target, detect, target_names
 from edgewright_ota import Repository
 from sdk.foreign import quantize_static
 from sdk.graphs import Node, corners_and_more, graph, mlp, normal, saved
@@ -37,6 +40,7 @@ COMMANDS = ("demo", "compress", "distill", "export", "verify", "bench", "targets
 CENTRES = ((0.0, 3.0), (3.0, -2.0), (-3.0, -2.0))
 NET = f"""
 import torch
+from rich.console import Console
 from torch import nn
 
 
@@ -180,12 +184,32 @@ def test_targets_shows_all_that_are_known_and_this_machine(call: Call) -> None:
         assert target["title"] == Target.load(target["name"]).title
 
 
+def test_targets_fits_a_terminal_of_100_columns() -> None:
+    console = Console(width=100, file=io.StringIO(), soft_wrap=True)
+    show_all(console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 100
+    for text in (*target_names(), *STATUS_WORDS.values()):
+        assert all(word in shown for word in text.split())
+
+
+def test_one_target_is_shown_with_its_sources(call: Call) -> None:
+    one = call("edgewright targets qnn-htp")
+    assert "fixed, batch 1" in one.out
+    assert "QNN-ExecutionProvider.html" in one.out
+    told = json.loads(call("edgewright targets qnn-htp --json -").out)["takes"][0]
+    assert (told["provider"], told["activations"], told["fixed_shapes"]) == ("QNN", ["uint16", "uint8"], True)
+    typo = call("edgewright targets rpi55")
+    assert (typo.code, "did you mean 'rpi5'?" in typo.err) == (2, True)
+
+
 def test_json_on_stdout_leaves_stderr_to_people(call: Call, tmp_path: Path) -> None:
     done = call("edgewright targets --json -")
     json.loads(done.out)
-    assert "status: run = the tests run on it" in done.err
+    assert "`edgewright targets NAME` shows one in full" in done.err
     done = call(f"edgewright targets --json {tmp_path}/new/targets.json")
-    assert "status: run = the tests run on it" in done.out
+    assert "`edgewright targets NAME` shows one in full" in done.out
     assert done.err == ""
     json.loads((tmp_path / "new" / "targets.json").read_text())
 
