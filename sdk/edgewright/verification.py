@@ -36,6 +36,7 @@ from edgewright.checks import Check, at_least, at_most
 from edgewright.coverage import Watch, cover, coverage_check, far_samples
 from edgewright.errors import VerifyError
 from edgewright.litert.model import litert_check, litert_run
+from edgewright.operator_probes import probe_checks
 from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
@@ -154,6 +155,7 @@ def verify(
         agreement = lowest_sqnr_db(at_close, others["onnxruntime"])
         what = "model.onnx in ONNX Runtime against the native engine"
         checks.append(at_least("onnx", what, agreement, AGREEMENT_DB, "dB"))
+        checks += probe_checks(subject.artifact, subject.graph, drawn.chosen(close).inputs)
         if (litert := litert_run(subject.artifact, report)) is not None:
             others["litert"] = _run(litert, drawn.chosen(close), "litert", report)
             checks.append(litert_check(subject.artifact, at_close, others["litert"]))

@@ -84,7 +84,7 @@ def test_a_healthy_artifact_passes_every_check(
 ) -> None:
     assert report.passed
     assert verdicts(report) == dict.fromkeys(
-        ("golden", "bits", "onnx", "range", "coverage", "sqnr", "flips"), "passed"
+        ("golden", "bits", "onnx", "operators", "lowering", "range", "coverage", "sqnr", "flips"), "passed"
     )
     assert report.bit_mismatches == 0
     assert report.artifact == healthy.digest
