@@ -9,6 +9,7 @@ place for it (no mask, no padding), it raises `UnsuitableError`.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -61,7 +62,13 @@ class Subject:
 
     @property
     def artifact(self) -> Artifact:
-        """It."""
+        """It.
+
+        Raises:
+            UnsuitableError: It is a file.
+        """
+        if isinstance(self.healthy.artifact, Path):
+            raise UnsuitableError
         return self.healthy.artifact
 
     def beside(self, name: str) -> Path:
@@ -72,7 +79,8 @@ class Subject:
     @cached_property
     def model(self) -> onnx.ModelProto:
         """Its QDQ graph, constants inside."""
-        return onnx.load(self.artifact.path / "model.onnx")
+        given = self.healthy.artifact
+        return onnx.load(given if isinstance(given, Path) else given.path / "model.onnx")
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -192,7 +200,7 @@ class Mutant:
     name: str
     defect: Defect
     healthy: Healthy
-    artifact: Artifact
+    artifact: Artifact | Path
     broken: Callable[[], contextlib.AbstractContextManager[None]]
     equivalent: str
     note: str
@@ -210,11 +218,15 @@ def mutant(subject: Subject, kind: Defect, number: int, folder: Path) -> Mutant:
     out = folder / (name.replace("/", "_") + ".ew")
     broken: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     equivalent = ""
+    artifact: Artifact | Path
     match change:
+        case GraphChange(model=model) if isinstance(subject.healthy.artifact, Path):
+            artifact = saved(subject, model, out.with_suffix(".onnx"))
         case GraphChange(model=model):
             artifact = remade(subject, model, out)
         case ProgramChange(plan=plan):
             artifact = reprogrammed(subject, plan, out)
+            broken = lambda: broken_lowering(subject.model, plan)  # noqa: E731
         case EngineChange(run=run, equivalent=equivalent):
             artifact = copied(subject, out)
             broken = lambda: broken_engine(run)  # noqa: E731
@@ -226,7 +238,7 @@ def mutant(subject: Subject, kind: Defect, number: int, folder: Path) -> Mutant:
             artifact = copied(subject, out, change.files, change.inputs, change.outputs)
             if change.report is not None:
                 (artifact.path / "report.json").write_text(change.report, "utf-8")
-    if isinstance(change, GraphChange | ProgramChange | FileChange):
+    if isinstance(change, GraphChange | ProgramChange) and isinstance(artifact, Artifact):
         equivalent = _equivalent(subject.artifact, artifact, change)
     return Mutant(
         name=name,
@@ -241,8 +253,6 @@ def mutant(subject: Subject, kind: Defect, number: int, folder: Path) -> Mutant:
 
 def _equivalent(before: Artifact, after: Artifact, change: Change) -> str:
     """Why nothing that runs has changed, or nothing."""
-    if isinstance(change, FileChange):
-        return ""
     if "plan.bin" not in after.files or "plan.bin" not in before.files:
         return ""
     same = all(before.read(n) == after.read(n) for n in ("plan.bin", "weights.safetensors"))
@@ -258,6 +268,14 @@ def _equivalent(before: Artifact, after: Artifact, change: Change) -> str:
 
 
 # Making artifacts anew, with true digests
+
+
+def saved(subject: Subject, model: onnx.ModelProto, out: Path) -> Path:
+    """Another QDQ graph as a file."""
+    _by_onnxruntime(model, {n: v[:1] for n, v in subject.healthy.data.items()})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, out)
+    return out
 
 
 def remade(subject: Subject, model: onnx.ModelProto, out: Path) -> Artifact:
@@ -407,24 +425,39 @@ def regilded(artifact: Artifact, out: Path) -> Artifact:
 
 @contextlib.contextmanager
 def broken_engine(run: Run) -> Iterator[None]:
-    """While it lasts, the native backend is another engine; the numpy reference stays what it is."""
-    from edgewright_device.backends.native import NativeBackend
-    from edgewright_device.backends.program import mapped_weights
+    """While it lasts, the native engine is another one; the numpy reference stays what it is."""
+    start, good = Engine.__init__, Engine.run
 
-    start, good = NativeBackend.__init__, NativeBackend.run
+    def loaded(self: Any, plan: bytes, weights: Any, **how: Any) -> None:
+        start(self, plan, weights, **how)
+        self.plan_, self.weights_ = decode(plan), bytes(memoryview(weights))
 
-    def loaded(self: Any, artifact: Artifact, program: Any, *, threads: int = 1) -> None:
-        start(self, artifact, program, threads=threads)
-        self.program_, self.weights_ = program.plan, mapped_weights(artifact).tobytes()
-
-    NativeBackend.__init__ = loaded  # type: ignore[method-assign]
-    NativeBackend.run = (  # type: ignore[method-assign]
-        lambda self, inputs: run(self.program_, self.weights_, inputs)  # type: ignore[attr-defined]
-    )
+    Engine.__init__ = loaded  # type: ignore[method-assign]
+    Engine.run = lambda self, inputs: run(self.plan_, self.weights_, inputs)  # type: ignore[attr-defined,method-assign]
     try:
         yield
     finally:
-        NativeBackend.__init__, NativeBackend.run = start, good  # type: ignore[method-assign]
+        Engine.__init__, Engine.run = start, good  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def broken_lowering(graph: onnx.ModelProto, wrong: Plan) -> Iterator[None]:
+    """While it lasts, that graph lowers to the wrong program: exporter and verifier share that code."""
+    right = lower
+    nodes = [n.SerializeToString(deterministic=True) for n in graph.graph.node]
+
+    def lowered(model: onnx.ModelProto, *given: Any) -> Plan:
+        same = [n.SerializeToString(deterministic=True) for n in model.graph.node] == nodes
+        return wrong if same else right(model, *given)
+
+    holders = [m for m in list(sys.modules.values()) if getattr(m, "lower", None) is right]
+    for module in holders:
+        module.lower = lowered  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in holders:
+            module.lower = right  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def _(subject: Subject, random: Random) -> GraphChange:
     if (
         healthy.graph is None
         or healthy.source is not None
-        or "int64" in {p.dtype for p in healthy.artifact.inputs}
+        or any(v.dtype == np.int64 for v in healthy.data.values())
     ):
         raise UnsuitableError
     noise = bool(random.integers(2))

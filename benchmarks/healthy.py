@@ -6,6 +6,7 @@ of their variance, where there are none) on samples that calibration did not see
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import torch
 import verify_networks as networks
 from torch import nn
@@ -35,7 +37,7 @@ class Healthy:
 
     Attributes:
         name: Network and recipe.
-        artifact: It.
+        artifact: It; or the quantized .onnx file of another tool, as stock ONNX Runtime runs it.
         reference: The float model it was made from, as `verify` takes it.
         graph: The same as a float .onnx file; None where only the module gives free lengths.
         data: Samples that neither training nor calibration saw, by input name.
@@ -46,7 +48,7 @@ class Healthy:
     """
 
     name: str
-    artifact: Artifact
+    artifact: Artifact | Path
     reference: nn.Module | Path
     graph: Path | None
     data: Samples
@@ -147,7 +149,9 @@ def made(name: str, folder: Path) -> list[Healthy]:
             found.append(exported(net, folder, recipe, quantize))
     if name == "mlp":
         found += [_updated(net, folder), _trained(net, folder)]
-    found += [_foreign(net, kind, folder) for kind, of in FOREIGN.items() if of == name]
+    for kind, of in FOREIGN.items():
+        if of == name:
+            found += _foreign(net, kind, folder)
     return found
 
 
@@ -166,13 +170,12 @@ def exported(net: Network, folder: Path, recipe: str, quantize: ew.Quantize, **m
 
 
 def healthy(
-    net: Network, recipe: str, artifact: Artifact, graph: Path | None, source: Path | None = None
+    net: Network, recipe: str, artifact: Artifact | Path, graph: Path | None, source: Path | None = None
 ) -> Healthy:
     """An artifact with its evidence."""
     reference = net.model if graph is None else graph
     assert isinstance(reference, nn.Module | Path)
-    runner = Runner(artifact, "native" if artifact.native else "onnxruntime")
-    outputs = list(runner.run(net.held).values())
+    outputs = list(next(iter(engines(artifact, net.held).values())).values())
     floats = float_function(reference)(list(net.held.values()))
     evidence = {"sqnr_db": min(ew.sqnr_db(f, o) for f, o in zip(floats, outputs, strict=True))}
     if net.labels is not None:
@@ -193,6 +196,21 @@ def healthy(
         source=source,
         evidence=evidence,
     )
+
+
+def engines(artifact: Artifact | Path, inputs: Samples) -> dict[str, Samples]:
+    """Outputs of the engines that can run it, by their names; empty where none can."""
+    found: dict[str, Samples] = {}
+    if isinstance(artifact, Path):
+        session = onnxruntime.InferenceSession(str(artifact), providers=["CPUExecutionProvider"])
+        names = [o.name for o in session.get_outputs()]
+        with contextlib.suppress(Exception):  # one that cannot be run gives nothing to compare
+            found["onnxruntime"] = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        return found
+    for backend in ("native", "onnxruntime") if artifact.native else ("onnxruntime",):
+        with contextlib.suppress(Exception):
+            found[backend] = Runner(artifact, backend).run(inputs)
+    return found
 
 
 def _updated(net: Network, folder: Path) -> Healthy:
@@ -255,8 +273,8 @@ class _Reader:
         return next(self.parts, None)
 
 
-def _foreign(net: Network, kind: str, folder: Path) -> Healthy:
-    """An artifact made of a file that another tool has quantized."""
+def _foreign(net: Network, kind: str, folder: Path) -> list[Healthy]:
+    """A file that another tool has quantized, and an artifact made of it."""
     graph, net = written(net, folder)
     source = folder / f"{net.name}-{kind}.onnx"
     with quiet():
@@ -267,7 +285,7 @@ def _foreign(net: Network, kind: str, folder: Path) -> Healthy:
     artifact = ew.export(
         source, target="x86-avx2", calibration=net.calibration, out=folder / f"{net.name}-{kind}.ew"
     )
-    return healthy(net, kind, artifact, graph, source)
+    return [healthy(net, kind, artifact, graph, source), healthy(net, f"{kind}.onnx", source, graph, source)]
 
 
 def _quantize_static(graph: Path, out: Path, samples: Samples, kind: str) -> None:

@@ -10,7 +10,6 @@ and two simple rivals judge the same pairs.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -55,7 +54,8 @@ def verdict(artifact: Any, reference: Any, data: Any) -> dict[str, Any]:
 
     began = time.perf_counter()
     try:
-        artifact.report()  # refuses one that is about another artifact
+        if not isinstance(artifact, Path):
+            artifact.report()  # refuses one that is about another artifact
         report = verify(artifact, reference=reference, data=data, cases=CASES)
     except (SdkError, ArtifactError, RunnerError) as error:
         found = {"objects": True, "why": [f"{type(error).__name__}: {error}"[:160]]}
@@ -67,21 +67,10 @@ def verdict(artifact: Any, reference: Any, data: Any) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def engines(artifact: Any, inputs: Outputs) -> dict[str, Outputs]:
-    """Outputs of the engines that can run an artifact, by their names; empty where none can."""
-    from edgewright_device import Runner
-
-    found: dict[str, Outputs] = {}
-    for backend in ("native", "onnxruntime"):
-        if backend == "native" and not artifact.native:
-            continue
-        with contextlib.suppress(Exception):  # one that cannot be loaded gives nothing to compare
-            found[backend] = Runner(artifact, backend).run(inputs)
-    return found
-
-
 def rivals(healthy: Any, artifact: Any, random: Outputs, out: Path) -> dict[str, Any]:
     """What simple rivals measure; writes the outputs for Polygraphy."""
+    from healthy import engines
+
     from edgewright import sqnr_db
     from edgewright.graph import float_function
 
@@ -90,7 +79,7 @@ def rivals(healthy: Any, artifact: Any, random: Outputs, out: Path) -> dict[str,
     saved: dict[str, Any] = {}
     measured: dict[str, Any] = {"sqnr_db": None, "accuracy_drop": None}
     for name, inputs in (("real", real), ("default", random)):
-        names = [p.name for p in healthy.artifact.outputs]
+        names = list(engines(healthy.artifact, {n: v[:1] for n, v in real.items()}).popitem()[1])
         exact = dict(zip(names, floats(list(inputs.values())), strict=True))
         given = engines(artifact, inputs)
         saved |= {f"{name}.float.{n}": v for n, v in exact.items()}
@@ -165,18 +154,16 @@ def network(name: str, every: int, python: str | None) -> list[dict[str, Any]]:
                         "pair": out.stem,
                     }
             rows.append(row)
-            shutil.rmtree(made.artifact.path, ignore_errors=True)
+            if isinstance(made.artifact, Path):
+                made.artifact.unlink()
+            else:
+                shutil.rmtree(made.artifact.path, ignore_errors=True)
     return rows
 
 
 def _default_inputs(subject: Any, python: str | None) -> Outputs:
     """Polygraphy's own inputs for a model; one real sample where it is not here."""
-    from edgewright_device import Port
-
-    def sizes(port: Port) -> list[int]:
-        return list(subject.data[port.name].shape[1:])
-
-    spec = [(p.name, p.dtype, sizes(p)) for p in subject.artifact.inputs]
+    spec = [(n, v.dtype.name, v.shape[1:]) for n, v in subject.data.items()]
     if python is None:
         return {n: v[:1] for n, v in subject.data.items()}
     base = FOLDER / f"inputs-{subject.name.replace('/', '_')}"
@@ -257,11 +244,15 @@ def others(rows: Sequence[dict[str, Any]], said: Mapping[str, Mapping[str, bool]
 def seconds(name: str) -> float:
     """Seconds that `verify` with 1,000 cases takes on one core, imports and all, in a fresh process."""
     import healthy
+    import verify_networks
 
-    (chosen,) = (h for h in healthy.made(name, FOLDER / "timed") if h.name.endswith(f"/{TIMED[name]}"))
     folder = FOLDER / "timed"
+    folder.mkdir(parents=True, exist_ok=True)
+    net = verify_networks.mobilenet(224) if name == "mobilenetv2" else healthy.network(name, folder)
+    chosen = healthy.exported(net, folder, "timed", healthy.RECIPES[name][TIMED[name]])
     np.savez(folder / f"{name}.npz", allow_pickle=False, **chosen.data)
     assert isinstance(chosen.reference, Path)
+    assert not isinstance(chosen.artifact, Path)
     code = (
         "import sys, time; began = time.perf_counter()\n"
         "import numpy as np; import edgewright as ew\n"

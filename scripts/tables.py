@@ -20,6 +20,7 @@ from encoder_table import encoder
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
 from prune_table import pruned
 from qat_table import trained
+from verify_tables import artifacts, defects, verifiers
 from where import where
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +159,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "prune": ("prune", pruned),
     "qat": ("qat", trained),
     "quantize": ("quantize", quantized),
+    "verify": ("verify", verifiers),
+    "verify-defects": ("verify", defects),
+    "verify-healthy": ("verify", artifacts),
     "distill": ("distill", distilled),
     "large-teacher": ("large_teacher", large),
 }
