@@ -83,4 +83,4 @@ def _more(needed: int | None, count: int) -> str:
             "what was found is the bound itself: no number of cases would tell; allow more, or mend the model"
         )
     more = max(needed - count, 1)
-    return f"cannot tell with {count:,} cases; about {more:,} more are needed (power {POWER:.0%})"
+    return f"{count:,} cases are too few; about {more:,} more are needed (power {POWER:.0%})"

@@ -156,7 +156,7 @@ def slowdown_check(found: LatencyComparison, bound: float) -> Check:
         if high <= limit
         else "keep A, or find B's slow operators with `edgewright bench --profile`"
         if low > limit
-        else f"{found.pairs:,} pairs cannot tell; raise --max-pairs: {more}",
+        else f"{found.pairs:,} pairs are too few; raise --max-pairs: {more}",
     )
 
 
