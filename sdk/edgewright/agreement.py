@@ -19,13 +19,10 @@ from edgewright_device import Port
 
 WORST = 8
 
-# Noise is judged on inputs as the model meets them. Edge cases drive activations out of their calibrated
-# ranges, where a float model goes on and an integer one must saturate; they are reported apart.
+# Noise and decisions are judged on inputs as a model meets them. "edge" and "inner" drive activations out of
+# their calibrated ranges, where a float model goes on and an integer one must saturate; "boundary" looks for
+# cases that any noise decides otherwise. They are reported apart.
 NATURAL = ("sample", "between", "noise", "shift")
-
-# Decisions are judged on these. "boundary" looks for cases that noise decides otherwise, "inner" for those
-# that saturate inside; their flips are reported apart.
-DECIDED = (*NATURAL, "edge")
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 

@@ -31,6 +31,7 @@ Bounds = Mapping[str, tuple[float, float]]
 STRATA = {"sample": 40, "between": 15, "noise": 15, "shift": 10, "edge": 10, "inner": 5, "boundary": 5}
 NOISE = 0.05
 FARTHEST = 1.5  # how far "inner" stretches a sample about its mean
+LOOKED_AT = 16  # samples that show on which axes neighbours are alike
 CHUNK_VALUES = 1 << 20  # drawn at once
 
 # Batch sizes that a run through all cases begins with: one, two, and odd ones that fill no vector.
@@ -114,12 +115,12 @@ def generate(
     """Draws cases of up to seven kinds, each clipped to the range its input was calibrated for.
 
     sample: as it is; between: a mixture of two samples, of two classes where they are known; noise: a sample
-    with uniform noise of up to 5 % of the range; shift: a sample moved by one along one axis, or scaled where
-    there is only one; edge: a sample stretched until it touches the range, cut to its ends, or a constant;
-    inner: a sample that drives values inside the model to the ends of their grids, stretched about its mean;
-    boundary: a sample with a small margin between its two best classes, or a mixture where the margin should
-    vanish (the scores between two samples taken as a line). Row numbers mean nothing between one another:
-    `TokenLayout` says what becomes of them.
+    with uniform noise of up to 5 % of the range; shift: a sample moved by one along an axis on which
+    neighbours are alike, or scaled where there is none; edge: a sample stretched until it touches the range,
+    cut to its two ends, or a constant; inner: a sample that drives values inside the model to the ends of
+    their grids, stretched about its mean; boundary: a sample with a small margin between its two best
+    classes, or a mixture where the margin should vanish (the scores between two samples taken as a line). Row
+    numbers mean nothing between one another: `TokenLayout` says what becomes of them.
 
     Args:
         ports: The model's inputs.
@@ -296,6 +297,7 @@ def _bounds(ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]]) -> B
 def _drawn(ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]], plan: _Plan, seed: int) -> Cases:
     bounds = _bounds(ports, samples)
     layout = TokenLayout.of(ports, samples)
+    axes = {p.name: _smooth_axes(samples[p.name]) for p in ports if p.name not in layout.names}
 
     def draw(rows: IndexArray) -> Arrays:
         found: Arrays = {}
@@ -304,7 +306,9 @@ def _drawn(ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]], plan:
             found[port.name] = values[plan.first[rows]]
             if port.name not in layout.names:
                 found[port.name] = found[port.name].astype(np.float32, copy=False)
-                _change(found[port.name], values, rows, plan, bounds[port.name], (seed, place))
+                _change(
+                    found[port.name], values, rows, plan, bounds[port.name], axes[port.name], (seed, place)
+                )
         if layout.names:
             for index, row in enumerate(rows):
                 layout.change(
@@ -329,6 +333,7 @@ def _change(
     rows: IndexArray,
     plan: _Plan,
     bounds: tuple[float, float],
+    axes: tuple[int, ...],
     seed: tuple[int, int],
 ) -> None:
     """Makes cases of samples, in place, clipped to their range."""
@@ -349,7 +354,7 @@ def _change(
         values[index] += wave
     for index in np.flatnonzero(kinds == "shift"):
         place, up = float(plan.place[rows[index]]), bool(plan.up[rows[index]])
-        values[index] = _shift(values[index], place, up)
+        values[index] = _shift(values[index], axes, place, up)
     for index in np.flatnonzero(kinds == "edge"):
         place, sort = float(plan.place[rows[index]]), int(plan.sort[rows[index]])
         values[index] = _edge(values[index], low, high, place, sort, bool(plan.up[rows[index]]))
@@ -360,11 +365,30 @@ def _change(
     np.clip(values, low, high, out=values)
 
 
-def _shift(value: FloatArray, place: float, up: bool) -> FloatArray:
-    if value.ndim < 2:
+def _smooth_axes(samples: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Axes along which neighbours are alike: of an image rows and columns, of a spectrum perhaps only time.
+
+    Those on which neighbours correlate by more than a half; moved along another, it is no sample any more.
+    """
+    some = samples[:LOOKED_AT].astype(np.float32, copy=False)
+    variance = float(some.var(dtype=np.float64))
+    found = []
+    for axis in range(1, some.ndim):
+        if some.shape[axis] > 2 and variance > 0:
+            change = float(np.mean(np.square(np.diff(some, axis=axis)), dtype=np.float64))
+            if change < variance:  # it is 2 (1 - correlation) times the variance
+                found.append(axis - 1)
+    return tuple(found)
+
+
+def _shift(value: FloatArray, axes: tuple[int, ...], place: float, up: bool) -> FloatArray:
+    if not axes:
         return (value * np.float32(0.8 + 0.2 * place)).astype(np.float32)
-    first = 1 if value.ndim > 2 else 0  # an image's channels stay
-    return np.roll(value, 1 if up else -1, axis=first + int(place * (value.ndim - first)))
+    axis = axes[int(place * len(axes))]
+    last = value.shape[axis] - 1
+    # The border is seen twice; what would come in from the other side was never beside it.
+    moved: FloatArray = np.take(value, np.clip(np.arange(last + 1) + (-1 if up else 1), 0, last), axis)
+    return moved
 
 
 def _edge(
