@@ -214,15 +214,19 @@ def far_samples(watch: Watch, samples: Samples) -> npt.NDArray[np.int64]:
     count = len(next(iter(samples.values())))
     some = Cases.of(dict(samples), np.repeat(["sample"], count), {})
     rows = []
+    first = np.ones(len(watch.values), np.bool_)  # of which values the samples are the first axis
     for start, stop in watch.batches(some.chosen(np.arange(min(count, MOST_CASES // 2)))):
-        reached = []
-        for integers in watch.run(some.batch(start, stop)):
-            flat = integers.reshape(len(integers), -1)
-            reached += [flat.max(axis=1).astype(np.int64), -flat.min(axis=1).astype(np.int64)]
-        rows.append(np.array(reached))
+        reached = np.zeros((len(watch.values), 2, stop - start), np.int64)
+        for place, integers in enumerate(watch.run(some.batch(start, stop))):
+            first[place] &= len(integers) == stop - start
+            if first[place]:
+                flat = integers.reshape(len(integers), -1)
+                reached[place] = flat.max(axis=1), -flat.min(axis=1).astype(np.int64)
+        rows.append(reached)
     if not rows:
         return np.zeros(0, np.int64)
-    ends = np.concatenate(rows, axis=1)  # (ends, samples)
+    ends = np.concatenate(rows, axis=2)[first]
+    ends = ends.reshape(-1, ends.shape[2])  # (ends, samples)
     ends = ends[ends.min(axis=1) < ends.max(axis=1)]  # where all are alike none is farthest
     farthest = ends == ends.max(axis=1, keepdims=True)
     chosen: list[int] = []
@@ -248,6 +252,8 @@ class _Seen:
     def add(self, integers: npt.NDArray[Any], real: npt.NDArray[np.bool_]) -> None:
         """Takes the integers of some cases, of which some are real samples."""
         value = self.value
+        if len(integers) != len(real):  # another axis comes first, such as time
+            real = np.ones(len(integers), np.bool_)
         least, most = _per_channel(integers, first=integers.ndim in self.images)
         if real.any():
             low, high = self.real

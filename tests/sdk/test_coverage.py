@@ -148,3 +148,20 @@ def test_a_float_graph_has_nothing_to_watch() -> None:
     watch = Watch(mlp())
     assert cover(watch, cases(normal(8, 8))) is None
     assert not far_samples(watch, {"x": normal(8, 8)}).size
+
+
+def test_a_value_whose_first_axis_is_not_the_batch_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes: list[Any] = [
+        ("Transpose", ["x"], "t", {"perm": [1, 0, 2]}),
+        ("QuantizeLinear", ["t", "scale", "zero"], "tq", {}),
+        ("DequantizeLinear", ["tq", "scale", "zero"], "td", {}),
+        ("Transpose", ["td"], "y", {"perm": [1, 0, 2]}),
+    ]
+    constants = {"scale": np.array(0.02, np.float32), "zero": HUNDRED}
+    watch = Watch(graph(nodes, {"x": (6, 4)}, {"y": (6, 4)}, constants))
+    monkeypatch.setattr("edgewright.coverage.BATCH_VALUES", 100)
+    x = normal(10, 6, 4)
+    assert far_samples(watch, {"x": x}).size == 0
+    found = cover(watch, cases(x))
+    assert found is not None
+    assert found.median_span > 0.5
