@@ -35,7 +35,7 @@ from sdk.foreign import quantize_static
 from sdk.graphs import Node, corners_and_more, graph, mlp, normal, saved
 
 X = corners_and_more(8)
-COMMANDS = ("demo", "compress", "distill", "export", "verify", "bench", "targets", "publish")
+COMMANDS = ("demo", "compress", "distill", "export", "verify", "compare", "bench", "targets", "publish")
 
 CENTRES = ((0.0, 3.0), (3.0, -2.0), (-3.0, -2.0))
 NET = f"""
