@@ -84,12 +84,14 @@ class Measured:
     Attributes:
         findings: In the order in which values are computed.
         values: Of the QDQ graph, one for each finding.
-        floats: The float model's values by name, (cases, ...), in the QDQ graph's scale.
-        local: What each layer makes of them, by name of the integers.
+        inputs: The cases, by the float model's names.
+        floats: The float model's values by name, (cases, ...).
+        local: What each layer makes of them, by name of the integers, in the float model's scale.
     """
 
     findings: tuple[LayerFinding, ...]
     values: tuple[GridValue, ...]
+    inputs: Mapping[str, Array]
     floats: Mapping[str, Array]
     local: Mapping[str, Array]
 
@@ -117,8 +119,8 @@ def measure(
     """As `layer_findings`, and keeps the values."""
     values = [v for v in grid_values(qdq, floats) if v.expected and v.read]
     if not values:
-        return Measured(findings=(), values=(), floats={}, local={})
-    few = _chosen(floats, values, inputs, cases)
+        return Measured(findings=(), values=(), inputs={}, floats={}, local={})
+    few = _chosen(floats, values, {n: inputs[n] for n in Wiring(qdq).inputs}, cases)
     exact, gathered = _both(qdq, floats, values, few)
     values = [
         v
@@ -139,7 +141,18 @@ def measure(
         _finding(v, graph, names, expected[v.expected], gathered[v.quantized], local[v.quantized], factors)
         for v in values
     )
-    return Measured(findings=findings, values=tuple(values), floats=expected, local=local)
+    return Measured(
+        findings=findings,
+        values=tuple(values),
+        inputs=dict(zip(Wiring(floats).inputs, few.values(), strict=True)),
+        floats=exact,
+        local={
+            v.quantized: local[v.quantized] / factors[v.expected]
+            if v.expected in factors
+            else local[v.quantized]
+            for v in values
+        },
+    )
 
 
 def _chosen(

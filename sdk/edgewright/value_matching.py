@@ -79,6 +79,11 @@ def grid_values(qdq: onnx.ModelProto, floats: onnx.ModelProto) -> list[GridValue
     return [_with(v, e) for v, e in zip(found, expected, strict=True)]
 
 
+def on_grids(qdq: onnx.ModelProto) -> list[GridValue]:
+    """The same without a float model."""
+    return _on_grids(Wiring(qdq))
+
+
 def _with(value: GridValue, expected: str) -> GridValue:
     fields = {name: getattr(value, name) for name in GridValue.__slots__}
     return GridValue(**fields | {"expected": expected})
