@@ -110,6 +110,9 @@ def test_token_numbers_stay_int64(tmp_path: Path) -> None:
     assert check(made.path, backend="litert").passed
     got, exact = (Runner(made, backend=b).run(x)["y"] for b in ("litert", "native"))
     assert np.abs(got - exact).max() <= 2.01 * made.outputs[0].scale
+    x["ids"][0, 0] = 40
+    with pytest.raises(RunnerError, match=r"model\.tflite: LiteRT cannot run it .*out of bounds"):
+        Runner(made, backend="litert").run(x)
 
 
 def test_models_that_have_no_one_program_are_refused(tmp_path: Path) -> None:

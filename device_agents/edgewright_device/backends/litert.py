@@ -26,7 +26,7 @@ class LiteRtBackend:
     def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
         if TFLITE not in artifact.files:
             raise RunnerError(f"{artifact.path}: has no {TFLITE}; use backend 'native' or 'onnxruntime'")
-        where = artifact.path / TFLITE
+        where = self._where = artifact.path / TFLITE
         make = _interpreter()
         try:
             self._interpreter = make(model_content=artifact.read(TFLITE), num_threads=threads)
@@ -50,7 +50,10 @@ class LiteRtBackend:
             for sample in range(len(inputs[self._inputs[0][0]])):
                 for name, index in self._inputs:
                     self._interpreter.set_tensor(index, inputs[name][sample : sample + 1])
-                self._interpreter.invoke()
+                try:
+                    self._interpreter.invoke()
+                except RuntimeError as error:  # such as a row number that its table does not have
+                    raise RunnerError(f"{self._where}: LiteRT cannot run it ({error})") from error
                 for name, index in self._outputs:
                     results[name].append(self._interpreter.get_tensor(index))
         return {name: np.concatenate(parts) for name, parts in results.items()}

@@ -7,7 +7,6 @@ What LiteRT has no integer kernel for, and what its integer kernels would change
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,7 @@ from edgewright.litert.draft import SHIFT, Draft, Grid
 from edgewright.litert.file import BUILTIN
 from edgewright_kernels.plan import Add, LayerNorm, Lookup, Multiply, Requantize, Softmax
 
-PROBABILITY: Grid = (1 / 256, -128)  # the one grid that LiteRT's integer softmax and logistic give
-SIGNED_UNIT: Grid = (1 / 128, 0)  # that of its tanh
+PROBABILITY: Grid = (1 / 256, -128)  # the one grid that LiteRT's integer softmax gives
 MASKED = -1e4  # added to scores that a mask hides
 Reals = npt.NDArray[np.float64]
 
@@ -64,33 +62,19 @@ def _gelu_tanh(x: Reals) -> Reals:
     return x * 0.5 * (1 + inner)
 
 
-# Functions that LiteRT computes by tables of its own: what they are, their options, and the one grid that
-# they give, if there is but one.
-_FUNCTIONS: Mapping[int, tuple[Callable[[Reals], Reals], object, dict[str, object], Grid | None]] = {
-    BUILTIN.LOGISTIC: (lambda x: 1 / (1 + np.exp(-x)), None, {}, PROBABILITY),
-    BUILTIN.TANH: (np.tanh, None, {}, SIGNED_UNIT),
-}
 _GELUS = ((_gelu, False), (_gelu_tanh, True))
 
 
 def lookup(draft: Draft, op: Lookup) -> None:
-    """The function of LiteRT that has this very table; else GATHER from it, by the integer itself."""
+    """GELU, where LiteRT's has this very table; else GATHER from it, by the integer itself: exact."""
     x, y = draft.tensor(op.x), draft.tensor(op.y)
     table = np.frombuffer(op.table, np.uint8)
     reals = (np.arange(256) - x.zero_point) * np.float64(np.float32(x.scale))
     source = draft.read(op.x)
 
-    def is_of(function: Callable[[Reals], Reals]) -> bool:
-        with np.errstate(over="ignore"):
-            steps = np.rint(function(reals) / np.float64(np.float32(y.scale)))
-        return np.array_equal(np.clip(steps + y.zero_point, 0, 255), table)
-
-    for code, (function, options, how, grid) in _FUNCTIONS.items():
-        if draft.grid(op.y) == grid and is_of(function):
-            draft.file.emit(code, [source], draft.give(op.y), options, **how)
-            return
     for function, approximate in _GELUS:
-        if is_of(function):
+        steps = np.rint(function(reals) / np.float64(np.float32(y.scale))) + y.zero_point
+        if np.array_equal(np.clip(steps, 0, 255), table):
             draft.file.emit(
                 BUILTIN.GELU, [source], draft.give(op.y), schema.GeluOptionsT, approximate=approximate
             )

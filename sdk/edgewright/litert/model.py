@@ -88,7 +88,7 @@ def agreement(artifact: Artifact, inputs: Arrays, expected: Arrays) -> Agreement
     Raises:
         RunnerError: LiteRT is not installed, or cannot run the file.
     """
-    return _compared(artifact, expected, Runner(artifact, backend="litert").run(inputs))
+    return compared(artifact, expected, Runner(artifact, backend="litert").run(inputs))
 
 
 def agreement_note(artifact: Artifact) -> str:
@@ -130,7 +130,7 @@ def litert_check(artifact: Artifact, expected: Arrays, got: Arrays) -> Check:
         expected: Outputs of the native engine, by name.
         got: LiteRT's, for the same cases.
     """
-    found = _compared(artifact, expected, got)
+    found = compared(artifact, expected, got)
     return at_least(
         "litert",
         f"{MODEL} in LiteRT against the native engine (at most {found.steps:.3g} steps apart)",
@@ -141,7 +141,8 @@ def litert_check(artifact: Artifact, expected: Arrays, got: Arrays) -> Check:
     )
 
 
-def _compared(artifact: Artifact, expected: Arrays, got: Arrays) -> Agreement:
+def compared(artifact: Artifact, expected: Arrays, got: Arrays) -> Agreement:
+    """How far outputs lie from those of the native engine for the same samples, in steps of their grids."""
     names = [(p.name, p.scale) for p in artifact.outputs]
     apart = [np.abs(got[n].astype(np.float64) - expected[n]).reshape(-1) / scale for n, scale in names]
     return Agreement(
