@@ -100,6 +100,9 @@ def integer_layers(model: onnx.ModelProto) -> tuple[IntegerLayer, ...]:
             if node.op_type not in ("Conv", "Gemm", "MatMul"):
                 continue
             source, weights = producers.get(node.input[0]), producers.get(node.input[1])
+            turned = weights is not None and weights.op_type == "Transpose"
+            if turned and weights is not None:
+                weights = producers.get(weights.input[0])
             while source is not None and source.op_type in _MOVED:
                 source = producers.get(source.input[0])
             if (
@@ -109,7 +112,7 @@ def integer_layers(model: onnx.ModelProto) -> tuple[IntegerLayer, ...]:
                 or source.input[0] in graph.constants
             ):
                 continue
-            layer = _layer(graph, node, source, weights, ranges, readers)
+            layer = _layer(graph, node, source, weights, turned, ranges, readers)
             if layer is not None:
                 yield layer
 
@@ -121,6 +124,7 @@ def _layer(
     node: onnx.NodeProto,
     source: onnx.NodeProto,
     weights: onnx.NodeProto,
+    turned: bool,
     ranges: dict[str, tuple[int, int]],
     readers: dict[str, list[onnx.NodeProto]],
 ) -> IntegerLayer | None:
@@ -141,9 +145,10 @@ def _layer(
     if scale is None or zero is None or zero.dtype not in (np.int8, np.uint8):
         return None
     weight = stored
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not settings.get("transB")):
-        weight = np.moveaxis(stored, -1, 0) if stored.ndim == 2 else stored.swapaxes(-1, -2)
-        weight = np.ascontiguousarray(weight).reshape(-1, stored.shape[-2])
+    if turned and (stored.ndim != 2 or node.op_type == "Conv"):
+        return None
+    if turned != (node.op_type == "MatMul" or (node.op_type == "Gemm" and not settings.get("transB"))):
+        weight = np.ascontiguousarray(stored.swapaxes(-1, -2)).reshape(-1, stored.shape[-2])
     rows = len(weight)
     weight_scale = _per_row(graph, weights.input[1], rows, 1.0).astype(np.float64)
     weight_zero = _per_row(graph, weights.input[2] if len(weights.input) > 2 else "", rows, 0)

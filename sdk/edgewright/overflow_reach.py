@@ -9,7 +9,7 @@ nothing, and is said so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,11 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Run = Callable[[Mapping[str, Array]], Arrays]
 
-SAMPLES = 16  # that are looked at
+SAMPLES = 16  # that are looked at, fewer of large ones
+VALUES = 1 << 19  # of samples that are looked at
 PAIRS = 64  # of a layer that are looked at
-WORK = 1 << 22  # products of a layer that are computed at once
-BATCH = 8  # changed inputs that are run together
+BATCH = 8  # changed inputs that are tried together
+BATCH_VALUES = 1 << 16  # of inputs that are run at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,12 @@ def reach(
         return []
     random = np.random.default_rng(seed)
     count = len(next(iter(samples.values())))
-    rows = np.sort(random.permutation(count)[:SAMPLES])
+    size = sum(v[:1].size for v in samples.values())
+    rows = np.sort(random.permutation(count)[: max(2, min(SAMPLES, VALUES // size))])
     chosen = {n: v[rows] for n, v in samples.items()}
     run = _activations(graph, sorted({layer.value for layer, _, _ in risky}))
-    values = run(chosen)
-    shares = [_shares(layer, kernel, risk, values[layer.value], len(rows)) for layer, kernel, risk in risky]
-    best = [s.argmax() for s in shares]
+    shares = _looked_at(run, risky, chosen, range(len(risky)))
+    best = [int(s.argmax()) for s in shares]
     nearest = [{n: v[i : i + 1] for n, v in chosen.items()} for i in best]
     largest = [float(s.max()) for s in shares]
     overflowing = [int((s > 1).sum()) for s in shares]
@@ -107,10 +108,7 @@ def reach(
         at = open_ones[turn % len(open_ones)]
         turn += 1
         changed = _changed(nearest[at], chosen, random)
-        values = run(changed)
-        for i in open_ones:
-            layer, kernel, risk = risky[i]
-            found = _shares(layer, kernel, risk, values[layer.value], BATCH)
+        for i, found in zip(open_ones, _looked_at(run, risky, changed, open_ones), strict=True):
             tries[i] += BATCH
             if found.max() > largest[i]:
                 k = int(found.argmax())
@@ -125,6 +123,24 @@ def reach(
         )
         for i in range(len(risky))
     ]
+
+
+def _looked_at(
+    run: Run,
+    risky: Sequence[tuple[IntegerLayer, Kernel, Risk]],
+    inputs: Arrays,
+    which: Iterable[int],
+) -> list[npt.NDArray[np.float64]]:
+    """For each of these layers, how near each input's sums come to overflow."""
+    count = len(next(iter(inputs.values())))
+    at_once = max(1, BATCH_VALUES // sum(v[:1].size for v in inputs.values()))
+    found: list[list[npt.NDArray[np.float64]]] = []
+    for start in range(0, count, at_once):
+        few = {n: v[start : start + at_once] for n, v in inputs.items()}
+        values = run(few)
+        size = min(at_once, count - start)
+        found.append([_shares(*risky[i], values[risky[i][0].value], size) for i in which])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _activations(graph: onnx.ModelProto, names: Sequence[str]) -> Run:
@@ -172,7 +188,7 @@ def _shares(
                 value = value + weight[output, term] * _of_term(layer, kernel, x, output, term)
         far = value.reshape(count, -1)
         share = far.max(axis=1) / HIGH if total > 0 else far.min(axis=1) / LOW
-        result = np.maximum(result, np.where(share > 1, share, np.minimum(share, 1)))
+        result = np.maximum(result, share)
         if (result > 1).all():
             break
     return result

@@ -12,7 +12,7 @@ import onnx
 
 from edgewright.checks import Check, Verdict
 from edgewright.integer_layers import IntegerLayer, integer_layers
-from edgewright.narrow_kernels import HIGH, KERNELS, LOW, ONNX_RUNTIME, Kernel
+from edgewright.narrow_kernels import HIGH, KERNELS, LOW, ONNX_RUNTIME, Kernel, met
 from edgewright.overflow_proof import MOST_32, Risk, activation_offset, risk, runs_in_integers, worst_32
 from edgewright.overflow_reach import reach
 from edgewright.overflow_witness import OverflowWitness, confirm, witness
@@ -91,25 +91,34 @@ def overflow_risks(
     """
     layers = integer_layers(graph)
     found: list[OverflowFinding] = []
-    risky: dict[int, tuple[IntegerLayer, Kernel, Risk]] = {}
-    for layer in layers:
+    cases: dict[tuple[int, bool, bytes], tuple[IntegerLayer, Kernel, Risk]] = {}
+    risky: dict[int, tuple[int, bool, bytes]] = {}
+    for number, layer in enumerate(layers):
         for kernel in kernels:
             if layer.weight.dtype != np.int8 or layer.depthwise:
                 continue  # exact in every kernel
             if not runs_in_integers(layer, kernel):
                 found.append(_finding(layer, kernel, "not in integers", None))
                 continue
-            of_layer = risk(layer, kernel)
+            # Kernels that add the same pairs have the same risk, witness and inputs.
+            key = (number, kernel.signed, met(kernel, layer.weight.shape, layer.groups).tobytes())
+            if key not in cases:
+                cases[key] = (layer, kernel, risk(layer, kernel))
+            of_layer = cases[key][2]
             if of_layer.count:
-                risky[len(found)] = (layer, kernel, of_layer)
+                risky[len(found)] = key
             found.append(_finding(layer, kernel, "at risk" if of_layer.count else "safe", of_layer))
-    for at, (layer, kernel, of_layer) in risky.items():
-        told = witness(layer, kernel, of_layer)
-        done = confirm(layer, of_layer, told) if kernel == ONNX_RUNTIME else ""
-        found[at] = replace(found[at], witness=told, confirmed=done)
+    cases = {key: cases[key] for key in dict.fromkeys(risky.values())}
+    told = {key: witness(*case) for key, case in cases.items()}
+    for at, key in risky.items():
+        stock = found[at].runtime == ONNX_RUNTIME.runtime
+        done = confirm(cases[key][0], *told[key]) if stock else ""
+        found[at] = replace(found[at], witness=told[key][0], confirmed=done)
     if samples is not None:
-        reached = reach(graph, list(risky.values()), samples, search_s=search_s, seed=seed)
-        for at, one in zip(risky, reached, strict=True):
+        searched = reach(graph, list(cases.values()), samples, search_s=search_s, seed=seed)
+        reached = dict(zip(cases, searched, strict=True))
+        for at, key in risky.items():
+            one = reached[key]
             found[at] = replace(found[at], reach=one.said(), reached=one.found is not None)
     return (*found, *_beyond_32_bits(layers))
 

@@ -17,16 +17,16 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgewright.integer_layers import IntegerLayer
-from edgewright.narrow_kernels import ONNX_RUNTIME, Kernel, met, narrowed
+from edgewright.integer_layers import IntegerLayer, OutputGrid
+from edgewright.narrow_kernels import Kernel, met, narrowed
 from edgewright.overflow_proof import Risk, activation_offset
 from edgewright.wiring import attributes
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-TRIED = 8  # of the worst pairs, each of another output where there are as many
-BLENDS = 33  # ways to set the layer's other inputs, between those that make the result least and greatest
+TRIED = 4  # of the worst pairs, each of another output where there are as many
+BLENDS = 17  # ways to set the layer's other inputs, between those that make the result least and greatest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +52,30 @@ class OverflowWitness:
     steps: int
 
 
-def witness(layer: IntegerLayer, kernel: Kernel, risk: Risk) -> OverflowWitness:
+def witness(layer: IntegerLayer, kernel: Kernel, risk: Risk) -> tuple[OverflowWitness, npt.NDArray[Any]]:
     """The layer input, of those tried, on which the runtime's result is farthest from the exact one.
 
     Args:
         layer: With a risk.
         kernel: Of the runtime.
         risk: Of the layer in the kernel, at least one pair.
+
+    Returns:
+        What happens, and the input as stored, (1, C, positions...) or (1, C). The positions are those of one
+        kernel, dilation included, so that a convolution without padding gives one result per output channel.
     """
-    return _best(layer, kernel, risk)[0]
+    pairs = met(kernel, layer.weight.shape, layer.groups)
+    first = np.unique(risk.outputs, return_index=True)[1]  # the worst pair of each output
+    tried = [
+        _of_pair(layer, kernel, pairs, int(risk.outputs[i]), risk.terms[i], int(risk.sums[i]))
+        for i in np.sort(first)[:TRIED]
+    ]
+    told, terms = max(tried, key=lambda t: (t[0].steps, abs(t[0].exact - t[0].peer)))
+    return told, _tensor(layer, told.output, terms)
 
 
-def witness_input(layer: IntegerLayer, kernel: Kernel, risk: Risk) -> npt.NDArray[Any]:
-    """The layer input that `witness` tells of: as stored, (1, C, positions...) or (1, C).
-
-    The positions are those of one kernel, dilation included, so that a convolution without padding gives one
-    result per output channel.
-    """
-    output, terms = _best(layer, kernel, risk)[1:]
+def _tensor(layer: IntegerLayer, output: int, terms: Integers) -> npt.NDArray[Any]:
+    """A layer input in which an output's terms are these, and all else is zero."""
     channels, spatial = layer.weight.shape[1], _extent(layer)
     tensor = np.full((1, channels * layer.groups, *spatial), _zero(layer), layer.dtype)
     first = output // (len(layer.weight) // layer.groups) * channels
@@ -95,68 +101,57 @@ def sums(layer: IntegerLayer, kernel: Kernel, output: int, terms: Integers) -> t
     zero = int(layer.weight_zero[output])
     inner = terms - layer.zero_point
     exact = inner @ (weight - zero) + layer.bias[output]
-    products = np.pad((terms - activation_offset(layer, kernel)) * weight, ((0, 0), (0, 1)))
-    pairs = products[:, met(kernel, layer.weight.shape, layer.groups)].sum(axis=2)
-    return exact, exact + (narrowed(kernel, pairs) - pairs).sum(axis=1)
+    return exact, exact + _lost(layer, kernel, met(kernel, layer.weight.shape, layer.groups), weight, terms)
 
 
-def _best(layer: IntegerLayer, kernel: Kernel, risk: Risk) -> tuple[OverflowWitness, int, Integers]:
-    first = np.unique(risk.outputs, return_index=True)[1]  # the worst pair of each output
-    chosen = np.sort(first)[:TRIED]
-    found = [_of_pair(layer, kernel, int(risk.outputs[i]), risk.terms[i], int(risk.sums[i])) for i in chosen]
-    return max(found, key=lambda f: (f[0].steps, abs(f[0].exact - f[0].peer)))
+def _lost(
+    layer: IntegerLayer, kernel: Kernel, pairs: Integers, weight: Integers, terms: Integers
+) -> Integers:
+    """What narrow sums add to each result, (N,), of terms (N, terms)."""
+    products = np.zeros((len(terms), len(weight) + 1), np.int64)
+    np.multiply(terms - activation_offset(layer, kernel), weight, out=products[:, :-1])
+    together = products[:, pairs[:, 0]] + products[:, pairs[:, 1]]
+    lost: Integers = (narrowed(kernel, together) - together).sum(axis=1)
+    return lost
 
 
 def _of_pair(
-    layer: IntegerLayer, kernel: Kernel, output: int, pair: Integers, total: int
-) -> tuple[OverflowWitness, int, Integers]:
+    layer: IntegerLayer, kernel: Kernel, pairs: Integers, output: int, pair: Integers, total: int
+) -> tuple[OverflowWitness, Integers]:
     weight = layer.weight.reshape(len(layer.weight), -1)[output].astype(np.int64)
-    at_most = (
-        np.where(weight > 0, layer.high, layer.low)
-        if total > 0
-        else np.where(weight > 0, layer.low, layer.high)
-    )
-    at_least = layer.low + layer.high - at_most
+    upwards = (weight > 0) == (total > 0)
+    at_most, at_least = np.where(upwards, layer.high, layer.low), np.where(upwards, layer.low, layer.high)
     # The pair alone, and all pairs that overflow to the same side; the rest from one end to the other.
-    pairs = met(kernel, layer.weight.shape, layer.groups)
-    products = np.pad((at_most - activation_offset(layer, kernel)) * weight, (0, 1))[pairs].sum(axis=1)
+    products = np.append((at_most - activation_offset(layer, kernel)) * weight, 0)[pairs].sum(axis=1)
     over = pairs[narrowed(kernel, products) != products].reshape(-1)
-    candidates = []
-    for fixed in (pair, over):
-        held = np.zeros(len(weight) + 1, bool)
-        held[fixed] = True
-        for share in np.linspace(0, 1, BLENDS):
-            blend = np.rint(at_least + share * (at_most - at_least)).astype(np.int64)
-            candidates.append(np.where(held[:-1], at_most, blend))
-    terms = np.array(candidates)
-    exact, peer = sums(layer, kernel, output, terms)
+    share = np.linspace(0, 1, BLENDS)[:, None]
+    blends = np.rint(at_least + share * (at_most - at_least)).astype(np.int64)
+    held = np.zeros((2, 1, len(weight) + 1), bool)
+    held[0, :, pair], held[1, :, over] = True, True
+    terms = np.where(held[..., :-1], at_most, blends).reshape(2 * BLENDS, -1)
+    exact = (terms - layer.zero_point) @ (weight - layer.weight_zero[output]) + layer.bias[output]
+    peer = exact + _lost(layer, kernel, pairs, weight, terms)
     unit = layer.scale * float(layer.weight_scale[output])
-    if layer.output is None:
-        steps = np.zeros(len(terms), np.int64)
-    else:
-        steps = np.abs(_rounded(layer, exact * unit) - _rounded(layer, peer * unit))
-    best = max(range(len(terms)), key=lambda i: (int(steps[i]), abs(int(exact[i]) - int(peer[i]))))
-    offset = activation_offset(layer, kernel)
+    steps = np.zeros(len(terms), np.int64)
+    if layer.output is not None:
+        steps = np.abs(_rounded(layer.output, exact * unit) - _rounded(layer.output, peer * unit))
+    best = int(np.lexsort((np.abs(exact - peer), steps))[-1])
     kept = [int(t) for t in pair if t < len(weight)]
-    return (
-        OverflowWitness(
-            output=output,
-            terms=tuple(tuple(int(v) for v in np.unravel_index(t, layer.weight.shape[1:])) for t in kept),
-            weights=tuple(int(weight[t]) for t in kept),
-            activations=tuple(int(terms[best][t]) - offset for t in kept),
-            total=total,
-            exact=float(exact[best] * unit),
-            peer=float(peer[best] * unit),
-            steps=int(steps[best]),
-        ),
-        output,
-        terms[best],
+    offset = activation_offset(layer, kernel)
+    told = OverflowWitness(
+        output=output,
+        terms=tuple(tuple(int(v) for v in np.unravel_index(t, layer.weight.shape[1:])) for t in kept),
+        weights=tuple(int(weight[t]) for t in kept),
+        activations=tuple(int(terms[best][t]) - offset for t in kept),
+        total=total,
+        exact=float(exact[best] * unit),
+        peer=float(peer[best] * unit),
+        steps=int(steps[best]),
     )
+    return told, terms[best]
 
 
-def _rounded(layer: IntegerLayer, values: npt.NDArray[Any]) -> Integers:
-    grid = layer.output
-    assert grid is not None
+def _rounded(grid: OutputGrid, values: npt.NDArray[Any]) -> Integers:
     steps = np.rint(values / grid.scale) + grid.zero_point
     rounded: Integers = np.clip(steps, grid.low, grid.high).astype(np.int64)
     return rounded
@@ -280,11 +275,11 @@ def saturates_here() -> bool:
     return abs(float(got[0, 0]) - 2 * 255 * 127) > 1
 
 
-def confirm(layer: IntegerLayer, risk: Risk, told: OverflowWitness) -> str:
+def confirm(layer: IntegerLayer, told: OverflowWitness, tensor: npt.NDArray[Any]) -> str:
     """What ONNX Runtime makes of a layer's witness, in words; nothing where it does not saturate."""
     if not saturates_here():
         return ""
-    x = dequantized(layer, witness_input(layer, ONNX_RUNTIME, risk))
+    x = dequantized(layer, tensor)
     graph = layer_graph(layer)
     plain, exact = run_stock(graph, x).reshape(-1), run_stock(graph, x, exact=True).reshape(-1)
     difference = abs(float(plain[told.output]) - float(exact[told.output]))

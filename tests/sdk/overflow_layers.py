@@ -192,8 +192,8 @@ def main() -> None:
                     "overflowed": total[2],
                 }
                 if found.count:
-                    told = witness(of, ONNX_RUNTIME, found)
-                    row |= {"steps": told.steps, "confirmed": confirm(of, found, told), "output": told.output}
+                    told, tensor = witness(of, ONNX_RUNTIME, found)
+                    row |= {"steps": told.steps, "confirmed": confirm(of, told, tensor)}
                 rows.append(row)
     sys.stdout.write(json.dumps({"saturates": saturates_here(), "rows": rows}))
 

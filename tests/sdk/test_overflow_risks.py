@@ -29,7 +29,7 @@ from edgewright.narrow_kernels import (
 )
 from edgewright.overflow_proof import activation_offset, risk, worst_32
 from edgewright.overflow_risks import OverflowFinding, overflow_check, overflow_risks
-from edgewright.overflow_witness import dequantized, layer_graph, run_stock, sums, witness, witness_input
+from edgewright.overflow_witness import dequantized, layer_graph, run_stock, sums, witness
 from edgewright.plain import from_plain, to_plain
 from edgewright.value_ranges import integer_ranges
 from edgewright.wiring import Wiring
@@ -172,8 +172,7 @@ def test_a_witness_is_an_input_of_the_layer_and_says_what_becomes_of_it(kind: st
         low=-20 if dtype == np.int8 else 9,
     )
     found = risk(of, ONNX_RUNTIME)
-    told = witness(of, ONNX_RUNTIME, found)
-    x = witness_input(of, ONNX_RUNTIME, found)
+    told, x = witness(of, ONNX_RUNTIME, found)
     assert of.low <= x.min() <= x.max() <= of.high
     exact, peer = sums(of, ONNX_RUNTIME, told.output, of_output(of, x.astype(np.int64), told.output))
     assert (float(exact[0]), float(peer[0])) == (told.exact, told.peer)
