@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ from edgewright.wiring import Wiring, attributes
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 
+_QDQ = {"QuantizeLinear", "DequantizeLinear"}
+_TABLES = {"Gather", "Constant"}
 # What leaves integers as they are, so that runtimes move a DequantizeLinear behind it.
 _MOVED = {"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -92,31 +93,71 @@ def integer_layers(model: onnx.ModelProto) -> tuple[IntegerLayer, ...]:
 
     Weights of 4 and activations of 16 bits are left out: no kernel here multiplies them.
     """
+    return _read(model)[0]
+
+
+def unread_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
+    """Nodes that may multiply by constant int8 matrices, in forms that `integer_layers` does not read.
+
+    They read such a constant themselves, as ONNX Runtime's operators on integers do (QLinearConv,
+    MatMulInteger), or multiply 8-bit activations by a dequantized one that lies otherwise.
+    """
+    return _read(model)[1]
+
+
+def _read(model: onnx.ModelProto) -> tuple[tuple[IntegerLayer, ...], tuple[onnx.NodeProto, ...]]:
     graph = Wiring(model)
     producers, readers, ranges = graph.producers(), graph.readers(), integer_ranges(graph)
+    layers: list[IntegerLayer] = []
+    unread: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        if node.op_type in _QDQ or node.op_type in _MOVED or node.op_type in _TABLES:
+            continue
+        if any(_is_matrix(graph.constants.get(n)) for n in node.input):
+            unread.append(node)
+            continue
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        source, weights = producers.get(node.input[0]), producers.get(node.input[1])
+        while source is not None and source.op_type in _MOVED:
+            source = producers.get(source.input[0])
+        turned = weights is not None and weights.op_type == "Transpose"
+        if turned and weights is not None:
+            weights = producers.get(weights.input[0])
+        if (
+            source is None
+            or weights is None
+            or {source.op_type, weights.op_type} != {"DequantizeLinear"}
+            or source.input[0] in graph.constants
+        ):
+            continue
+        layer = _layer(graph, node, source, weights, turned, ranges, readers)
+        if layer is not None:
+            layers.append(layer)
+        elif _fixed(graph, producers, weights.input[0]) and _in_8_bits(graph, source):
+            unread.append(node)
+    return tuple(layers), tuple(unread)
 
-    def found() -> Iterator[IntegerLayer]:
-        for node in graph.nodes:
-            if node.op_type not in ("Conv", "Gemm", "MatMul"):
-                continue
-            source, weights = producers.get(node.input[0]), producers.get(node.input[1])
-            turned = weights is not None and weights.op_type == "Transpose"
-            if turned and weights is not None:
-                weights = producers.get(weights.input[0])
-            while source is not None and source.op_type in _MOVED:
-                source = producers.get(source.input[0])
-            if (
-                source is None
-                or weights is None
-                or {source.op_type, weights.op_type} != {"DequantizeLinear"}
-                or source.input[0] in graph.constants
-            ):
-                continue
-            layer = _layer(graph, node, source, weights, turned, ranges, readers)
-            if layer is not None:
-                yield layer
 
-    return tuple(found())
+def _is_matrix(value: Array | None) -> bool:
+    return value is not None and value.dtype == np.int8 and value.ndim > 1
+
+
+def _fixed(graph: Wiring, producers: dict[str, onnx.NodeProto], name: str) -> bool:
+    """Whether a value is an int8 matrix that does not depend on the network's inputs."""
+    if name in graph.constants:
+        return _is_matrix(graph.constants[name])
+    node = producers.get(name)
+    if node is None:
+        return False
+    if node.op_type == "QuantizeLinear":
+        return node.input[0] in graph.constants
+    return node.op_type in _MOVED and _fixed(graph, producers, node.input[0])
+
+
+def _in_8_bits(graph: Wiring, node: onnx.NodeProto) -> bool:
+    zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+    return zero is None or zero.dtype.itemsize == 1
 
 
 def _layer(

@@ -6,8 +6,9 @@ added, the positive ones sum to 128 at most and the negative ones to -128 at lea
 native engine looks whether a layer's weights are so; here they are made so, at the least squared error.
 
 Products are added along the terms of an output in the order (rows, columns, channels): terms 2i and 2i + 1
-("pairs"), or of every eight the terms 0, 1, 4, 5 and 2, 3, 6, 7 ("quads"). Quads hold pairs as well. Other
-runtimes add the same pairs, so their 16-bit kernels become exact too.
+("pairs"), or of every eight the terms 0, 1, 4, 5 and 2, 3, 6, 7 ("quads"). Quads hold pairs as well. ONNX
+Runtime adds the same pairs, so its 16-bit kernels become exact too; OpenVINO all but those of convolutions of
+an odd number of channels (`narrow_kernels.py`).
 """
 
 from __future__ import annotations

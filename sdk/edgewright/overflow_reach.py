@@ -2,13 +2,12 @@
 
 A proof says that a layer has such inputs; what comes before it may never produce one. So the network is run,
 exactly, on real samples, and the sums of each layer's worst pairs are looked at; where none overflows, the
-samples are changed at random, keeping what raises the sums, within a time. Found is found; not found proves
+samples are changed at random, keeping what raises the sums for some rounds. Found is found; not found proves
 nothing, and is said so.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgewright.graph import onnx_function
 from edgewright.integer_layers import IntegerLayer
 from edgewright.narrow_kernels import HIGH, LOW, Kernel
 from edgewright.overflow_proof import Risk, activation_offset
@@ -27,7 +27,8 @@ Arrays = dict[str, Array]
 Run = Callable[[Mapping[str, Array]], Arrays]
 
 SAMPLES = 16  # that are looked at, fewer of large ones
-VALUES = 1 << 19  # of samples that are looked at
+VALUES = 1 << 19  # of samples that are looked at, and again of changed ones
+ROUNDS = 32
 PAIRS = 64  # of a layer that are looked at
 BATCH = 8  # changed inputs that are tried together
 BATCH_VALUES = 1 << 16  # of inputs that are run at once
@@ -68,9 +69,8 @@ def reach(
     risky: Sequence[tuple[IntegerLayer, Kernel, Risk]],
     samples: Mapping[str, Array],
     *,
-    search_s: float,
+    rounds: int | None = None,
     seed: int = 0,
-    clock: Callable[[], float] = time.monotonic,
 ) -> list[Reach]:
     """Looks for inputs of the network that make its layers overflow.
 
@@ -78,9 +78,9 @@ def reach(
         graph: The QDQ graph.
         risky: Layers of it that can overflow.
         samples: Real inputs by name, batch first.
-        search_s: Seconds to search where no sample overflows.
+        rounds: How often to change inputs where no sample overflows, `BATCH` at a time; `ROUNDS`, or fewer of
+            large inputs, if left out.
         seed: Draws the samples and their changes.
-        clock: Tells seconds.
 
     Returns:
         One for each of `risky`.
@@ -99,14 +99,11 @@ def reach(
     largest = [float(s.max()) for s in shares]
     overflowing = [int((s > 1).sum()) for s in shares]
     tries = [0] * len(risky)
-    until = clock() + search_s
-    turn = 0
-    while clock() < until:
+    for turn in range(max(2, min(ROUNDS, VALUES // (BATCH * size))) if rounds is None else rounds):
         open_ones = [i for i, share in enumerate(largest) if share <= 1]
         if not open_ones:
             break
         at = open_ones[turn % len(open_ones)]
-        turn += 1
         changed = _changed(nearest[at], chosen, random)
         for i, found in zip(open_ones, _looked_at(run, risky, changed, open_ones), strict=True):
             tries[i] += BATCH
@@ -144,32 +141,22 @@ def _looked_at(
 
 
 def _activations(graph: onnx.ModelProto, names: Sequence[str]) -> Run:
-    """The graph, computed operator by operator, giving these values."""
-    import onnxruntime
+    """The graph, computed without integer kernels, giving these values."""
+    run = onnx_function(graph, names)
+    constants = {i.name for i in graph.graph.initializer}
+    inputs = [i for i in graph.graph.input if i.name not in constants]
+    if not any(i.type.tensor_type.shape.dim[0].dim_value for i in inputs if i.type.tensor_type.shape.dim):
+        return run
 
-    model = onnx.ModelProto()
-    model.CopyFrom(graph)
-    del model.graph.output[:]
-    inputs = {i.name for i in model.graph.input}
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in inputs)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    given = [o.name for o in session.get_outputs()]
-    fixed = any(isinstance(i.shape[0], int) for i in session.get_inputs() if i.shape)
-
-    def run(feed: Mapping[str, Array]) -> Arrays:
-        if not fixed:
-            return dict(zip(given, session.run(given, dict(feed)), strict=True))
+    def one_by_one(feed: Mapping[str, Array]) -> Arrays:  # the batch is fixed, at 1 or filled up
+        size = next(d for i in inputs if (d := i.type.tensor_type.shape.dim[0].dim_value))
         count = len(next(iter(feed.values())))
-        parts = [session.run(given, {n: v[i : i + 1] for n, v in feed.items()}) for i in range(count)]
-        return {n: np.concatenate([p[k] for p in parts]) for k, n in enumerate(given)}
+        parts = [
+            run({n: np.repeat(v[i : i + 1], size, axis=0) for n, v in feed.items()}) for i in range(count)
+        ]
+        return {n: np.concatenate([p[n][: len(p[n]) // size] for p in parts]) for n in names}
 
-    return run
+    return one_by_one
 
 
 def _shares(

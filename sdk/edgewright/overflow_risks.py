@@ -11,13 +11,14 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.checks import Check, Verdict
-from edgewright.integer_layers import IntegerLayer, integer_layers
+from edgewright.integer_layers import IntegerLayer, integer_layers, unread_layers
 from edgewright.narrow_kernels import HIGH, KERNELS, LOW, ONNX_RUNTIME, Kernel, met
 from edgewright.overflow_proof import MOST_32, Risk, activation_offset, risk, runs_in_integers, worst_32
 from edgewright.overflow_reach import reach
 from edgewright.overflow_witness import OverflowWitness, confirm, witness
+from edgewright.subject import Subject
 
-Proven = Literal["safe", "at risk", "not in integers"]
+Proven = Literal["safe", "at risk", "not in integers", "not proven"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class OverflowFinding:
         operator: Its kind.
         runtime, kernel, instruction_sets: Whose sums, and where it is chosen.
         verdict: "safe": no input overflows. "at risk": the witness does. "not in integers": this runtime
-            computes the layer in floating point.
+            computes the layer in floating point. "not proven": its weights have a form that is not read.
         worst: The sum farthest from zero that some input gives.
         limit: What the sum may be.
         pairs: Pairs of weights that can overflow, of all outputs.
@@ -66,7 +67,7 @@ def overflow_risks(
     *,
     samples: Mapping[str, npt.NDArray[Any]] | None = None,
     kernels: Sequence[Kernel] = KERNELS,
-    search_s: float = 0.5,
+    rounds: int | None = None,
     seed: int = 0,
 ) -> tuple[OverflowFinding, ...]:
     """Proves or refutes, for every integer layer of a QDQ graph and every kernel, that no sum overflows.
@@ -82,7 +83,7 @@ def overflow_risks(
         samples: Real inputs by name, batch first: whether the network itself makes a layer overflow is looked
             for among them and around them; left out, only the layers' own inputs are known.
         kernels: Of whom it is asked.
-        search_s: Seconds to search around the samples, where none of them overflows.
+        rounds: Of the search around the samples, where none of them overflows; fitting the size if left out.
         seed: Draws samples and changes.
 
     Returns:
@@ -115,12 +116,27 @@ def overflow_risks(
         done = confirm(cases[key][0], *told[key]) if stock else ""
         found[at] = replace(found[at], witness=told[key][0], confirmed=done)
     if samples is not None:
-        searched = reach(graph, list(cases.values()), samples, search_s=search_s, seed=seed)
+        searched = reach(graph, list(cases.values()), samples, rounds=rounds, seed=seed)
         reached = dict(zip(cases, searched, strict=True))
         for at, key in risky.items():
             one = reached[key]
             found[at] = replace(found[at], reach=one.said(), reached=one.found is not None)
-    return (*found, *_beyond_32_bits(layers))
+    return (*found, *_not_proven(graph, kernels), *_beyond_32_bits(layers))
+
+
+def look_for_overflow(
+    subject: Subject, samples: Mapping[str, npt.NDArray[Any]], *, seed: int
+) -> tuple[tuple[OverflowFinding, ...], list[Check]]:
+    """What verification says of overflow: all that was found, and a check where the risk is the subject's.
+
+    Args:
+        subject: What is verified.
+        samples: Real inputs by name.
+        seed: Of the search.
+    """
+    findings = overflow_risks(subject.graph, samples=samples, seed=seed)
+    check = overflow_check(findings) if subject.artifact is None else None
+    return findings, [] if check is None else [check]
 
 
 def overflow_check(
@@ -129,7 +145,7 @@ def overflow_check(
     """The check that decides where `runtime` is what will run, as it comes.
 
     Failed where an input of the network is known that overflows; "cannot tell" where only inputs of a layer
-    are; passed where none can exist.
+    are, or a layer cannot be read; passed where no overflow can exist.
 
     Args:
         findings: Of `overflow_risks`.
@@ -141,13 +157,13 @@ def overflow_check(
     own = [f for f in findings if f.runtime == runtime and f.verdict != "not in integers"]
     if not own:
         return None
-    risky = [f for f in own if f.verdict == "at risk"]
+    risky = [f for f in own if f.verdict != "safe"]
     reached = [f for f in risky if f.reached]
     verdict: Verdict = "failed" if reached else "cannot tell" if risky else "passed"
     sets = ", ".join(dict.fromkeys(s for f in own for s in f.instruction_sets))
     return Check(
         name="overflow",
-        what=f"layers of {len(own)} whose 16-bit sums can overflow in {runtime} on {sets}",
+        what=f"of {len(own)} layers, those whose 16-bit sums can overflow in {runtime} on {sets}",
         verdict=verdict,
         value=float(len(risky)),
         interval=None,
@@ -155,6 +171,26 @@ def overflow_check(
         unit="layers",
         remedy=(reached or risky)[0].remedy if risky else "",
     )
+
+
+def _not_proven(graph: onnx.ModelProto, kernels: Sequence[Kernel]) -> Iterator[OverflowFinding]:
+    for node in unread_layers(graph):
+        for kernel in kernels:
+            yield OverflowFinding(
+                layer=node.name or node.output[0],
+                operator=node.op_type,
+                runtime=kernel.runtime,
+                kernel=kernel.name,
+                instruction_sets=kernel.instruction_sets,
+                verdict="not proven",
+                worst=0,
+                limit=HIGH,
+                pairs=0,
+                outputs=0,
+                low=0,
+                high=255,
+                remedy="quantize to QDQ (QuantFormat.QDQ), static, with weights as constants",
+            )
 
 
 def _beyond_32_bits(layers: Sequence[IntegerLayer]) -> Iterator[OverflowFinding]:

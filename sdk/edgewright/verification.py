@@ -36,6 +36,7 @@ from edgewright.coverage import Watch, cover, coverage_check, far_samples
 from edgewright.errors import VerifyError
 from edgewright.litert.model import litert_check, litert_run
 from edgewright.operator_probes import probe_checks
+from edgewright.overflow_risks import look_for_overflow
 from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
@@ -159,6 +160,8 @@ def verify(
             others["litert"] = _run(litert, drawn.chosen(close), "litert", report)
             checks.append(litert_check(subject.artifact, at_close, others["litert"]))
     checks.append(range_check(beyond))
+    overflow, own = look_for_overflow(subject, samples, seed=seed)
+    checks += own
     if (coverage := cover(watch, drawn)) is not None:
         checks.append(coverage_check(coverage))
     natural = np.isin(drawn.strata, NATURAL)
@@ -200,6 +203,7 @@ def verify(
         worst=worst_cases(expected, got, drawn, subject.inputs),
         certificate=certificate,
         coverage=coverage,
+        overflow=overflow,
     )
 
 

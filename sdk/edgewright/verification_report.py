@@ -10,6 +10,7 @@ from edgewright.agreement import ErrorSplit, WorstCase
 from edgewright.checks import Check
 from edgewright.coverage import Coverage
 from edgewright.errors import VerifyError
+from edgewright.overflow_risks import OverflowFinding
 from edgewright.plain import from_plain, to_plain
 from edgewright_device import Certificate
 
@@ -38,6 +39,7 @@ class VerificationReport:
         machine: Where it ran.
         errors: Where the difference from the float model comes from.
         worst: Natural cases on which the outputs lie farthest from the float model's, the worst first.
+        overflow: For each layer and runtime that adds products in 16 bits, whether any input overflows them.
         coverage: How far the cases moved the model; None where nothing is on a grid.
         certificate: What this verification vouches for; None where a check did not pass.
     """
@@ -58,6 +60,7 @@ class VerificationReport:
     worst: tuple[WorstCase, ...] = ()
     stratum_flips: Mapping[str, int] = field(default_factory=dict)
     coverage: Coverage | None = None
+    overflow: tuple[OverflowFinding, ...] = ()
     certificate: Certificate | None = None
 
     @property

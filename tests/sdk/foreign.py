@@ -133,10 +133,9 @@ def quantize_static(source: Path, out: Path, samples: FloatArray, types: str, **
             str(source),
             str(out),
             _Reader(samples),
-            quant_format=QuantFormat.QDQ,
             activation_type=kinds[types[:2]],
             weight_type=kinds[types[2:]],
-            **how,
+            **{"quant_format": QuantFormat.QDQ, **how},
         )
     return out
 

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 import edgewright as ew
-from edgewright.integer_layers import integer_layers
+from edgewright.integer_layers import integer_layers, unread_layers
 from edgewright.narrow_kernels import (
     HIGH,
     KERNELS,
@@ -28,6 +28,7 @@ from edgewright.narrow_kernels import (
     met,
 )
 from edgewright.overflow_proof import activation_offset, risk, worst_32
+from edgewright.overflow_reach import reach
 from edgewright.overflow_risks import OverflowFinding, overflow_check, overflow_risks
 from edgewright.overflow_witness import dequantized, layer_graph, run_stock, sums, witness
 from edgewright.plain import from_plain, to_plain
@@ -348,6 +349,22 @@ def test_layers_that_stay_in_floating_point_are_told_apart(kind: str, narrow: bo
     assert intel.verdict == "at risk"
 
 
+def test_what_cannot_be_read_is_not_called_safe(float_file: Path, tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantFormat
+
+    qdq, samples = static(float_file, tmp_path, "U8S8", per_channel=True, reduce_range=True)
+    path = foreign.quantize_static(
+        float_file, tmp_path / "q.onnx", samples["x"], "U8S8", quant_format=QuantFormat.QOperator
+    )
+    findings = overflow_risks(onnx.load(path), kernels=[ONNX_RUNTIME])
+    assert len(findings) >= len(integer_layers(qdq)) - 2  # a depthwise layer is one of these too
+    assert {f.verdict for f in findings} == {"not proven"}
+    check = overflow_check(findings)
+    assert check is not None
+    assert check.verdict == "cannot tell"
+    assert not unread_layers(qdq)
+
+
 def test_sums_beyond_32_bits_are_found() -> None:
     fits, beyond = layer(np.full((1, 65_000), 127)), layer(np.full((2, 70_000), 127))
     assert worst_32(fits)[1] == 0
@@ -360,20 +377,17 @@ def test_a_search_finds_what_the_samples_do_not_show(float_file: Path, tmp_path:
     faint = {
         "x": np.concatenate([0.05 * samples["x"][:4], samples["x"][:1] * 0 + 3, samples["x"][:1] * 0 - 3])
     }
-    ticks = itertools.count()
-    layers = overflow_risks(model, samples=faint, kernels=[ONNX_RUNTIME], search_s=0)
-    from edgewright.overflow_reach import reach
-
+    layers = overflow_risks(model, samples=faint, kernels=[ONNX_RUNTIME], rounds=0)
     risky = [(of, ONNX_RUNTIME, risk(of, ONNX_RUNTIME)) for of in integer_layers(model)]
     risky = [r for r in risky if r[2].count and not r[0].depthwise]
-    found = reach(model, risky, faint, search_s=60, clock=lambda: float(next(ticks)))
+    found = reach(model, risky, faint, rounds=60)
     assert len(found) == sum(f.verdict == "at risk" for f in layers)
     assert sum(f.found is not None for f in found) >= sum(bool(f.reached) for f in layers)
     for one, (of, kernel, of_layer) in zip(found, risky, strict=True):
         if one.found is None:
             assert "no network input found" in one.said()
             continue
-        again = reach(model, [(of, kernel, of_layer)], one.found, search_s=0)[0]
+        again = reach(model, [(of, kernel, of_layer)], one.found, rounds=0)[0]
         assert again.overflowing == 1
 
 

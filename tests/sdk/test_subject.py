@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from edgewright.errors import VerifyError
 from edgewright.exporting import export
+from edgewright.recipe import Quantize
 from edgewright.subject import of_artifact, of_onnx
 from edgewright.verification import verify
 from edgewright_device import Artifact
@@ -42,8 +43,19 @@ def test_a_file_and_the_float_model_it_is_agree(model: Path) -> None:
 
 def test_an_artifact_s_own_graph_is_verified_as_a_file(artifact: Artifact, model: Path) -> None:
     report = verify(artifact.path / "model.onnx", reference=model, data=X, cases=100)
-    assert report.passed
+    # Its weights are not made for the 16-bit sums that ONNX Runtime has on other CPUs; nothing else is wrong.
+    assert [c.name for c in report.checks if c.verdict != "passed"] == ["overflow"]
     assert 20 < report.sqnr_db < 60
+    assert report.certificate is None
+
+
+def test_a_file_of_overflow_safe_weights_is_certified(model: Path, tmp_path: Path) -> None:
+    how = Quantize(overflow_safe="pairs")
+    safe = export(model, target="x86-64", calibration=X, out=tmp_path / "safe.ew", quantize=how)
+    report = verify(safe.path / "model.onnx", reference=model, data=X, cases=100, max_flip_rate=0.2)
+    assert report.passed
+    assert {f.verdict for f in report.overflow} == {"safe"}
+    assert report.certificate is not None
 
 
 def test_a_path_is_as_good_as_an_open_artifact(artifact: Artifact, model: Path) -> None:
