@@ -71,6 +71,11 @@ class TokenLayout:
             padding=padding,
         )
 
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The inputs, sorted, that have something behind the mask."""
+        return tuple(sorted(n for n in self.padding if n != self.mask))
+
     def change(
         self,
         case: Mapping[str, npt.NDArray[Any]],

@@ -35,6 +35,7 @@ from edgewright.checks import Check, at_least, at_most
 from edgewright.coverage import Watch, cover, coverage_check, far_samples
 from edgewright.errors import VerifyError
 from edgewright.litert.model import litert_check, litert_run
+from edgewright.metamorphic import relations
 from edgewright.operator_probes import probe_checks
 from edgewright.overflow_risks import look_for_overflow
 from edgewright.profiling import operator_macs
@@ -164,6 +165,7 @@ def verify(
     checks += own
     if (coverage := cover(watch, drawn)) is not None:
         checks.append(coverage_check(coverage))
+    checks += relations(subject, floats.run, samples)
     natural = np.isin(drawn.strata, NATURAL)
     noise = min([lowest_sqnr_db(expected, got, natural), *shorter_noise])
     what = "signal to quantization noise against the float model"
