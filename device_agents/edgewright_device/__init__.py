@@ -16,7 +16,7 @@ from edgewright_device.errors import (
 from edgewright_device.golden import encode_golden
 from edgewright_device.health import BOUND_STEPS, HealthReport, replay
 from edgewright_device.journal import Journal, SlotRelease
-from edgewright_device.manifest import ArtifactFile, Lengths, Part, Port
+from edgewright_device.manifest import SYMMETRIC, ArtifactFile, Lengths, Part, Port
 from edgewright_device.provider import PROVIDERS, Choice, Provider
 from edgewright_device.runner import BACKENDS, EXACT_BACKENDS, Runner
 from edgewright_device.serving import Serving
@@ -32,6 +32,7 @@ __all__ = [
     "EXACT_BACKENDS",
     "PROVIDERS",
     "STATUS_WORDS",
+    "SYMMETRIC",
     "Agent",
     "Artifact",
     "ArtifactError",

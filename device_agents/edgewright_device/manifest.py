@@ -18,6 +18,7 @@ PLAN = "plan.bin"
 WEIGHTS = "weights.safetensors"
 ONNX = "model.onnx"
 TFLITE = "model.tflite"
+SYMMETRIC = "symmetric.onnx"
 GOLDEN = "golden.npz"
 
 MAX_FILE_BYTES = 8 << 30
@@ -30,7 +31,7 @@ MAX_SIZE = 1 << 20
 MOST_TOLERANCE = 0.05
 
 FILE = re.compile(
-    r"plan\.bin|weights\.safetensors|model\.onnx|model\.tflite|golden\.npz"
+    r"plan\.bin|weights\.safetensors|model\.onnx|model\.tflite|symmetric\.onnx|golden\.npz"
     r"|part-(?:0|[1-9][0-9]?)\.(?:bin|onnx)|plan-[1-9][0-9]{0,6}\.bin"
 )
 REQUIRED = frozenset({WEIGHTS, ONNX, GOLDEN})
@@ -219,7 +220,7 @@ def _expected(made: Manifest) -> set[str]:
         programs = {PLAN, *(f"plan-{n}.bin" for n in made.lengths.sizes[:-1])}
     else:
         programs = {PLAN} & made.files.keys()
-    return {*REQUIRED, *programs, *({TFLITE} & made.files.keys())}
+    return {*REQUIRED, *programs, *({TFLITE, SYMMETRIC} & made.files.keys())}
 
 
 # Parts

@@ -37,12 +37,22 @@ from edgewright.samples import (
     drawn_samples,
     example_of,
 )
+from edgewright.symmetric import symmetric_graph
 from edgewright.telling import telling_samples
 from edgewright.trained_graph import read_trained
 from edgewright.weights import base_grids, byte_ranges, with_external_data
 from edgewright.widening import split_wide
 from edgewright.wiring import check_ports
-from edgewright_device import Artifact, Part, Port, Target, check_place, encode_golden, write_artifact
+from edgewright_device import (
+    SYMMETRIC,
+    Artifact,
+    Part,
+    Port,
+    Target,
+    check_place,
+    encode_golden,
+    write_artifact,
+)
 from edgewright_kernels import Engine, KernelError
 from edgewright_kernels.plan import ByteRange, encode
 
@@ -190,6 +200,8 @@ def export(
     weights = shared.weights if shared else safetensors.numpy.save(dict(sorted(quantized.weights.items())))
     made = _Made(weights=weights, ranges=byte_ranges(weights))
     made.files["model.onnx"] = with_external_data(quantized.model, made.ranges)
+    if any(c.provider.symmetric for c in target.choices()):
+        made.files[SYMMETRIC] = with_external_data(symmetric_graph(quantized.model), made.ranges)
     if shared is not None:
         arena_bytes = max(p.arena_bytes for p in shared.plans.values())
         _check_memory(target, len(weights) * len(shared.plans), arena_bytes)  # each packs its own
