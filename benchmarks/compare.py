@@ -153,13 +153,8 @@ def recorded(call: Callable[[], object], count: int) -> Series:
 
 
 def spinning(call: Callable[[], object], share: float) -> Callable[[], object]:
-    """The call, and then a wait for so large a share of its fastest time."""
-    times = []
-    for _ in range(300):
-        start = time.perf_counter_ns()
-        call()
-        times.append(time.perf_counter_ns() - start)
-    wait_ns = round(share * float(np.median(times)))
+    """The call, and then a wait for so large a share of its median time, where the CPU was its own."""
+    wait_ns = round(share * float(np.median(recorded(call, 200))))
 
     def longer() -> None:
         call()
