@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -292,9 +292,8 @@ def _image(draft: Draft, number: int) -> int:
     return x if len(shape) == 4 else draft.reshaped(x, (1, 1, *shape[1:]))
 
 
-def _on_image(draft: Draft, number: int, result: int, emit: object) -> None:
+def _on_image(draft: Draft, number: int, result: int, emit: Callable[[int], object]) -> None:
     """Adds an operator on images, `emit(tensor)`, whose result may have one spatial axis."""
-    assert callable(emit)
     shape = draft.file.shape(result)
     if len(shape) == 4:
         emit(result)

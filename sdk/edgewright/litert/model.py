@@ -70,7 +70,8 @@ def model_file(files: Mapping[str, bytes], weights: bytes) -> bytes:
     if "plan.bin" not in files:
         raise ExportError(
             f"{MODEL} is made of the integer program of a whole model, and this one has operators that only "
-            "ONNX Runtime runs; export without litert, or convert the float model (--format litert)"
+            "ONNX Runtime runs, or was to run there alone; export without litert, or convert the float model "
+            "(--format litert)"
         )
     if any(name.startswith("plan-") for name in files):
         raise ExportError(f"{MODEL} has one shape, and this model several lengths; export without litert")
