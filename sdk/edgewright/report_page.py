@@ -9,10 +9,11 @@ from importlib import resources
 
 from edgewright.agreement import WorstCase
 from edgewright.checks import Check
+from edgewright.page_parts import bar_chart, number, table, verdict_mark
 from edgewright.preview import Preview
+from edgewright.report_details import coverage, overflow
 from edgewright.verification_report import VerificationReport
 
-_WORDS = {"passed": ("✓ passed", "passed"), "failed": ("✗ failed", "failed")}
 _KINDS = {
     "sample": "real samples, as they are",
     "between": "between two samples",
@@ -20,6 +21,7 @@ _KINDS = {
     "shift": "samples, shifted",
     "boundary": "near where the decision changes",
     "edge": "at the ends of the range",
+    "inner": "driving inner values to their ends",
 }
 
 
@@ -31,6 +33,8 @@ def html_page(report: VerificationReport) -> str:
         _checks(report.checks),
         _errors(report),
         _strata(report),
+        overflow(report.overflow),
+        coverage(report.coverage),
         _worst(report.worst),
         _certificate(report),
     ]
@@ -43,11 +47,6 @@ def html_page(report: VerificationReport) -> str:
     )
 
 
-def _verdict(verdict: str) -> str:
-    words, kind = _WORDS.get(verdict, (f"? {verdict}", "unsure"))
-    return f'<span class="verdict {kind}">{escape(words)}</span>'
-
-
 def _header(report: VerificationReport) -> str:
     doubts = sum(c.verdict != "passed" for c in report.checks)
     if report.passed:
@@ -58,7 +57,7 @@ def _header(report: VerificationReport) -> str:
         words = f"{doubts} of {len(report.checks)} checks did not pass"
     machine = ", ".join(f"{k} {v}" for k, v in report.machine.items())
     return (
-        f"<h1>{escape(report.name)} {_verdict(verdict)}</h1>\n"
+        f"<h1>{escape(report.name)} {verdict_mark(verdict)}</h1>\n"
         f"<p>{words}, on {report.cases:,} cases (seed {report.seed}) against "
         f"<code>{escape(report.reference)}</code>.</p>\n"
         f'<p class="soft">SHA-256 <code>{escape(report.artifact)}</code><br>{escape(machine)}</p>'
@@ -70,8 +69,8 @@ def _wrong(checks: Sequence[Check]) -> str:
     if not found:
         return ""
     items = "".join(
-        f"<p>{_verdict(c.verdict)} {escape(c.what)}: {_number(c.value)} {escape(c.unit)}, "
-        f"{_number(c.bound)} allowed.{' <b>' + escape(c.remedy) + '</b>' if c.remedy else ''}</p>"
+        f"<p>{verdict_mark(c.verdict)} {escape(c.what)}: {number(c.value)} {escape(c.unit)}, "
+        f"{number(c.bound)} allowed.{' <b>' + escape(c.remedy) + '</b>' if c.remedy else ''}</p>"
         for c in found
     )
     return f"<h2>What is wrong, and what to do</h2>\n{items}"
@@ -81,14 +80,14 @@ def _checks(checks: Iterable[Check]) -> str:
     rows = [
         (
             escape(c.what),
-            f"{_number(c.value)} {escape(c.unit)}"
+            f"{number(c.value)} {escape(c.unit)}"
             + (
                 f'<br><span class="soft">{c.interval[0]:.4f} to {c.interval[1]:.4f}</span>'
                 if c.interval
                 else ""
             ),
-            _number(c.bound),
-            _verdict(c.verdict),
+            number(c.bound),
+            verdict_mark(c.verdict),
         )
         for c in checks
     ]
@@ -117,7 +116,7 @@ def _strata(report: VerificationReport) -> str:
         (
             escape(_KINDS.get(kind, kind)),
             f"{report.strata[kind]:,}",
-            _number(db),
+            number(db),
             str(report.stratum_flips[kind]) if kind in report.stratum_flips else "",
         )
         for kind, db in report.stratum_sqnr_db.items()
@@ -177,42 +176,3 @@ def _certificate(report: VerificationReport) -> str:
             else ""
         )
     )
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; a head that begins with "#" is of a column of numbers."""
-    kinds = [' class="num"' if head.startswith("#") else "" for head in heads]
-    head = "".join(f"<th{k}>{escape(h.removeprefix('#'))}</th>" for h, k in zip(heads, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{k}>{cell}</td>" for cell, k in zip(row, kinds, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def bar_chart(bars: Sequence[tuple[str, float]], unit: str) -> str:
-    """Horizontal bars with a label above each; one that is infinite is full, and says so."""
-    most = max([v for _, v in bars if math.isfinite(v)] + [1.0])
-    height, wide = 38, 720
-    shapes = []
-    for place, (label, value) in enumerate(bars):
-        top = place * height
-        length = wide if value == math.inf else max(0.0, min(1.0, value / (1.15 * most))) * wide
-        words = (
-            f"{value:.1f} {unit}" if math.isfinite(value) else "no bit differs" if value > 0 else str(value)
-        )
-        shapes.append(
-            f'<text x="0" y="{top + 13}" class="soft">{escape(label)}</text>'
-            f'<rect x="0" y="{top + 18}" width="{max(length, 1):.0f}" height="11" rx="2" fill="var(--bar)"/>'
-            f'<text x="{max(length, 1) + 8:.0f}" y="{top + 28}">{escape(words)}</text>'
-        )
-    return (
-        f'<svg viewBox="0 0 {wide + 130} {height * len(bars)}" role="img" '
-        f'aria-label="{escape(", ".join(f"{n}: {v:.1f} {unit}" for n, v in bars))}">{"".join(shapes)}</svg>'
-    )
-
-
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "-∞" if value < 0 else "not a number"
-    return f"{value:.4g}"

@@ -13,8 +13,9 @@ import pytest
 
 from edgewright.checks import at_least
 from edgewright.exporting import export
+from edgewright.page_parts import bar_chart
 from edgewright.preview import preview
-from edgewright.report_page import bar_chart, html_page
+from edgewright.report_page import html_page
 from edgewright.verification import verify
 from edgewright.verification_report import VerificationReport
 from edgewright_device import Port
@@ -87,7 +88,7 @@ def test_names_cannot_bring_markup(report: VerificationReport) -> None:
 
 
 def test_a_report_without_details_is_a_page_too(report: VerificationReport) -> None:
-    assert "Worst cases" not in html_page(replace(report, worst=(), errors=None))
+    assert "Worst cases" not in html_page(replace(report, worst=(), errors=None, overflow=(), coverage=None))
 
 
 def test_bars_of_infinite_and_negative_values_stay_inside() -> None:
