@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from edgewright_device import Artifact
 from edgewright_kernels import Engine
 from edgewright_kernels.plan import Plan, decode
 from sdk.foreign import inputs, network
+from sdk.graphs import mlp, normal, saved
 
 
-def noticed(artifact: Artifact, feed: Samples, *, by_one: bool, trials: int = 300) -> float:
+def noticed(artifact: Artifact, feed: Samples, *, by_one: bool, trials: int = 1000) -> float:
     """The share of single weights, drawn from all, whose change shows in some output."""
     random = np.random.default_rng(1)
     plan, weights = artifact.read("plan.bin"), artifact.read("weights.safetensors")
@@ -59,7 +61,7 @@ def artifacts(
 
 
 # How many times as many weights changed by one step the chosen eight must notice as the first eight do.
-@pytest.mark.parametrize(("name", "times"), [("digits", 1.2), ("cnn", 1.1)])
+@pytest.mark.parametrize(("name", "times"), [("digits", 1.2), ("cnn", 1.05)])
 def test_chosen_samples_notice_more_than_the_first(
     artifacts: dict[str, tuple[Artifact, Samples]], name: str, times: float
 ) -> None:
@@ -83,7 +85,6 @@ def test_the_choice_is_the_same_each_time_and_of_real_samples(
     assert chosen.tobytes() == artifact.golden()[0]["x"].tobytes()
     rows = [next(i for i, v in enumerate(x) if v.tobytes() == c.tobytes()) for c in chosen]
     assert len(set(rows)) == 8
-    assert max(rows) < telling.CANDIDATES
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,12 @@ def test_where_choosing_would_take_long_the_first_samples_serve(
     limit(monkeypatch)
     (chosen,) = choose(artifact, samples).values()
     assert np.array_equal(chosen, samples["x"][:8])
+
+
+def test_a_place_that_only_a_late_sample_drives_is_told_of(tmp_path: Path) -> None:
+    """The first 200 samples say nothing of one input; its weights are noticed all the same."""
+    x = normal(300, 8)
+    x[:200, 5] = 0
+    source = saved(mlp(), tmp_path / "mlp.onnx")
+    artifact = export(source, target="x86-64", calibration=x, out=tmp_path / "mlp.ew")
+    assert artifact.golden()[0]["x"][:, 5].any()
