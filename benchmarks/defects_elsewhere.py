@@ -24,7 +24,18 @@ from defects import (
 
 from edgewright_device import encode_golden
 from edgewright_kernels import reference
-from edgewright_kernels.plan import Convolution, FullyConnected, Plan
+from edgewright_kernels.plan import (
+    Add,
+    AveragePool,
+    Convolution,
+    FullyConnected,
+    LayerNorm,
+    MatMul,
+    Plan,
+    Requantize,
+    Softmax,
+    tensor_inputs,
+)
 
 Random = np.random.Generator
 SLOW = 20e6  # multiply-accumulates of one sample that a broken engine in numpy may take
@@ -205,23 +216,30 @@ def _(subject: Subject, random: Random) -> Change:
 def _no_ties(plan: Plan, subject: Subject) -> str:
     """Why no result can lie half way between two integers; empty if one can.
 
-    `acc * m` is an odd multiple of 2^(s-1) only if `acc` is one of 2^(s - 1 - k), where 2^k is the most
-    `acc * m` is an odd multiple of 2^(s-1) only if 2^(s - 1 - k) divides `acc`, 2^k being the largest
-    plus the bias.
+    `acc * m` is an odd multiple of 2^(s-1) only if 2^(s - 1 - k) divides `acc`, 2^k being the largest power of
+    two in `m`; a sum that cannot reach that magnitude, and is not 0, is none. In a sum of weights, acc is at
+    most 255 (or 32,768) times the sum of their magnitudes, plus the bias.
     """
     found = reference.check_weights(plan, subject.artifact.read("weights.safetensors"))
     for i, op in enumerate(plan.ops):
-        if not hasattr(op, "rescale"):
-            continue
-        if not isinstance(op, Convolution | FullyConnected):
+        if not hasattr(op, "rescale") or isinstance(op, Add | Softmax | LayerNorm):
+            continue  # they round by other code, which is right here
+        read = [plan.tensors[t] for t in tensor_inputs(op)]
+        largest = max(255 if t.dtype == "uint8" else 32768 for t in read)
+        if isinstance(op, Convolution | FullyConnected):
+            rows, bias = found[i]
+            most = np.abs(rows.reshape(len(rows), -1)).sum(1) * largest + np.abs(bias)
+        elif isinstance(op, AveragePool):
+            most = np.array(op.window.taps * largest)
+        elif isinstance(op, MatMul):
+            most = np.array(read[0].shape[-1] * 255 * 255)
+        elif isinstance(op, Requantize):
+            most = np.array(largest)
+        else:
             return ""
-        rows, bias = found[i]
-        most = np.abs(rows.reshape(len(rows), -1)).sum(1) * (
-            255 if plan.tensors[op.x].dtype == "uint8" else 32768
-        )
         multiplier = op.rescale.multiplier.astype(np.int64)
         power = np.where(multiplier > 0, multiplier & -multiplier, 1)
-        if (power * (most + np.abs(bias)) >= np.left_shift(np.int64(1), op.rescale.shift - 1)).any():
+        if (power * most >= np.left_shift(np.int64(1), op.rescale.shift - 1)).any():
             return ""
     return "no sum of any layer can lie half way between two results: its multiplier has too few factors of 2"
 

@@ -60,7 +60,7 @@ def verdict(artifact: Any, reference: Any, data: Any) -> dict[str, Any]:
     except (SdkError, ArtifactError, RunnerError) as error:
         found = {"objects": True, "why": [f"{type(error).__name__}: {error}"[:160]]}
     except Exception:
-        found = {"objects": False, "why": [f"crashed: {traceback.format_exc(limit=-3)}"]}
+        found = {"objects": False, "crashed": True, "why": [f"crashed: {traceback.format_exc(limit=-3)}"]}
     else:
         bad = [f"{c.name}: {c.verdict}" for c in report.checks if c.verdict != "passed"]
         found = {"objects": not report.passed, "why": bad, "sqnr_db": report.sqnr_db}
@@ -293,12 +293,17 @@ def kinds(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         }
 
 
+def alarmed(row: dict[str, Any]) -> bool:
+    """Whether a healthy artifact does not pass, or is not healthy as the engine's outputs show."""
+    return bool(row["objects"] or row.get("crashed") or not row["well"])
+
+
 def claims(rows: Sequence[dict[str, Any]], seconds_: Mapping[str, float]) -> list[Claim]:
     """What is claimed."""
     found = list(kinds(rows))
     total, killed = (sum(k[n] for k in found) for n in ("mutants", "killed"))
     healthy = [r for r in rows if not r["kind"]]
-    alarms = sum(r["objects"] or not r["well"] for r in healthy)
+    alarms = sum(alarmed(r) for r in healthy)
     score = 100 * killed / max(1, total)
     injected = sum(k["mutants"] > 0 for k in found)
     made = [
@@ -362,6 +367,7 @@ def main() -> None:
                 rows += found
                 took = sum(r.get("seconds", 0) for r in found)
                 print(f"{work[done]}: {len(found)} artifacts, {took:.0f} s of verification", flush=True)
+                (FOLDER / "rows.json").write_text(json.dumps(rows, indent=1), "utf-8")
         rows.sort(key=lambda r: (names.index(r["subject"].split("/")[0].rstrip("2")), r["subject"]))
         report(rows)
     (FOLDER / "rows.json").write_text(json.dumps(rows, indent=1), "utf-8")
@@ -386,7 +392,7 @@ def main() -> None:
 def report(rows: Sequence[dict[str, Any]]) -> None:
     """Prints survivors and alarms."""
     for row in rows:
-        if not row["kind"] and (row["objects"] or not row["well"]):
+        if not row["kind"] and alarmed(row):
             print(f"ALARM {row['subject']}: {row['why']} {row['evidence']}")
     for kind in kinds(rows):
         print(f"{kind['killed']:4} of {kind['mutants']:4}  {kind['kind']}")
