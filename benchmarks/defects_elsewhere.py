@@ -216,9 +216,9 @@ def _(subject: Subject, random: Random) -> Change:
 def _no_ties(plan: Plan, subject: Subject) -> str:
     """Why no result can lie half way between two integers; empty if one can.
 
-    `acc * m` is an odd multiple of 2^(s-1) only if 2^(s - 1 - k) divides `acc`, 2^k being the largest power
-    of two in `m`; a sum that cannot reach that magnitude, and is not 0, is none. In a sum of weights, acc is at
-    most 255 (or 32,768) times the sum of their magnitudes, plus the bias.
+    `acc * m` is an odd multiple of 2^(s-1) only if 2^(s - 1 - k) divides `acc`, with 2^k the largest power
+    of two in `m`; a sum that cannot reach that magnitude, and is not 0, is none. In a sum of weights, acc is
+    at most 255 (or 32,768) times the sum of their magnitudes, plus the bias.
     """
     found = reference.check_weights(plan, subject.artifact.read("weights.safetensors"))
     for i, op in enumerate(plan.ops):
