@@ -164,7 +164,7 @@ def kernel_check(plans: Mapping[str, Plan], weights: bytes, seed: int = 0) -> Ch
     if wrong:
         what += f": {'; '.join(wrong[:3])}"
     remedy = "the engine is wrong on this machine; EDGEWRIGHT_CPU=scalar tells whether one kernel path is"
-    return at_most("operators", what, len(wrong), 0, "operators", remedy=remedy)
+    return at_most("engine", what, len(wrong), 0, "operators", remedy=remedy)
 
 
 def _real(integers: Array, tensor: Tensor) -> Array:

@@ -51,7 +51,7 @@ def rescaled(op: Any, **parts: Callable[[Any], Any]) -> Any:
 def test_a_healthy_artifact_passes(artifact: Artifact) -> None:
     _, _, graph, samples = opened(artifact)
     checks = probe_checks(artifact, graph, samples)
-    assert [(c.name, c.verdict) for c in checks] == [("operators", "passed"), ("lowering", "passed")]
+    assert [(c.name, c.verdict) for c in checks] == [("engine", "passed"), ("lowering", "passed")]
 
 
 def test_nearly_every_operator_is_held_to_the_graph(artifact: Artifact) -> None:
