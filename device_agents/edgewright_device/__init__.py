@@ -13,11 +13,13 @@ from edgewright_device.errors import (
     SlotError,
     TargetError,
 )
+from edgewright_device.fitting import fitting, misfits
 from edgewright_device.golden import encode_golden
 from edgewright_device.health import BOUND_STEPS, HealthReport, replay
 from edgewright_device.journal import Journal, SlotRelease
 from edgewright_device.manifest import SYMMETRIC, ArtifactFile, Lengths, Part, Port
-from edgewright_device.provider import PROVIDERS, Choice, Provider
+from edgewright_device.onnx_file import OnnxFile, read_onnx
+from edgewright_device.provider import CPU, PROVIDERS, Choice, Provider
 from edgewright_device.runner import BACKENDS, EXACT_BACKENDS, Runner
 from edgewright_device.serving import Serving
 from edgewright_device.slots import Slots
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "BOUND_STEPS",
+    "CPU",
     "EXACT_BACKENDS",
     "PROVIDERS",
     "STATUS_WORDS",
@@ -44,6 +47,7 @@ __all__ = [
     "HealthReport",
     "Journal",
     "Lengths",
+    "OnnxFile",
     "Part",
     "Port",
     "Provider",
@@ -59,6 +63,9 @@ __all__ = [
     "check_place",
     "detect",
     "encode_golden",
+    "fitting",
+    "misfits",
+    "read_onnx",
     "replay",
     "target_names",
     "write_artifact",

@@ -12,7 +12,7 @@ import json
 import os
 import random as _random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -60,6 +60,7 @@ class Event:
         package: How it came.
         size_bytes: Bytes of that package.
         latency_ms: Median time of one sample in the health check, milliseconds.
+        provider: After "confirmed", on ONNX Runtime: the provider that runs it, and why others do not.
         to: After "rolled_back": the version in use now, or None if there is none.
         reason: Why, in one sentence.
     """
@@ -71,6 +72,7 @@ class Event:
     package: Literal["full", "delta"] | None = None
     size_bytes: int | None = None
     latency_ms: float | None = None
+    provider: str | None = None
     to: str | None = None
     reason: str | None = None
 
@@ -87,6 +89,7 @@ class Agent:
         ddi: The server to ask and to report to.
         client: The trusted view of the repository.
         backend: The engine that runs the model.
+        providers: ONNX Runtime's, as in `Runner`; what they compile is kept in `providers` beside the slots.
         attributes: What to tell the server about this device when it asks.
         interval_s: Seconds between two polls; None takes the server's word.
         latency_limit_ms: A release that takes longer for one sample is not confirmed; None sets no limit.
@@ -107,6 +110,7 @@ class Agent:
         ddi: DdiClient,
         client: Client,
         backend: str = "native",
+        providers: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
         interval_s: float | None = None,
         latency_limit_ms: float | None = None,
@@ -122,6 +126,8 @@ class Agent:
         self._ddi = ddi
         self._client = client
         self._backend = backend
+        self._providers = tuple(providers)
+        self._cache = Path(directory).parent / "providers" if providers else None
         self._attributes = dict(attributes or {})
         self._interval_s = interval_s
         self._latency_limit_ms = latency_limit_ms
@@ -295,12 +301,16 @@ class Agent:
         assert release is not None
         if self.slots.count_attempt() > MAX_ATTEMPTS:
             reason = f"never confirmed: {MAX_ATTEMPTS} attempts ended with the agent killed or the power cut"
-            latency_ms = None
+            latency_ms, provider = None, ""
         else:
             report = health.check(
-                self.slots.path(trial.slot), backend=self._backend, latency_limit_ms=self._latency_limit_ms
+                self.slots.path(trial.slot),
+                backend=self._backend,
+                providers=self._providers,
+                cache=self._cache,
+                latency_limit_ms=self._latency_limit_ms,
             )
-            reason, latency_ms = report.reason, report.latency_ms
+            reason, latency_ms, provider = report.reason, report.latency_ms, report.provider
         if reason:
             self.slots.revert(reason)
             self._rolled_back(release, trial.slot, reason, latency_ms)
@@ -308,7 +318,13 @@ class Agent:
         self.slots.confirm()
 
         def announce() -> None:
-            self._emit("confirmed", version=release.version, slot=trial.slot, latency_ms=latency_ms)
+            self._emit(
+                "confirmed",
+                version=release.version,
+                slot=trial.slot,
+                latency_ms=latency_ms,
+                provider=provider or None,
+            )
 
         self._load(announce)
         return None
@@ -324,7 +340,7 @@ class Agent:
         if path is None or release is None:
             return
         try:
-            runner = Runner(Artifact.open(path), self._backend)
+            runner = Runner(Artifact.open(path), self._backend, providers=self._providers, cache=self._cache)
         except ArtifactError as error:
             announce()
             slot, reason = self.slots.journal.current, str(error)

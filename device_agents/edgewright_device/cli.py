@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ from edgewright_device.errors import DeviceError, SlotError
 from edgewright_device.golden import Arrays
 from edgewright_device.journal import Journal
 from edgewright_device.manifest import PLAN
+from edgewright_device.provider import Choice
 from edgewright_device.runner import Runner
 from edgewright_device.serving import Serving
 from edgewright_device.slots import Disk, Slots
@@ -54,6 +55,15 @@ app = typer.Typer(
 BackendName = Literal["native", "onnxruntime", "reference"]
 State = Annotated[Path, typer.Option("--state", metavar="DIR", help="What the agent keeps, slots and trust.")]
 Backend = Annotated[BackendName, typer.Option("--backend", help="The engine that runs the model.")]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="With --backend onnxruntime: its execution provider, such as QNN or OpenVINO:NPU; repeat it for "
+        "those to try next. CPU as the last runs what they do not.",
+    ),
+]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Writes JSON to a file, or to standard output.")
 ]
@@ -83,6 +93,7 @@ def run(
     ] = None,
     tenant: Annotated[str, typer.Option(metavar="NAME", help="The server's tenant.")] = "default",
     backend: Backend = "native",
+    provider: Providers = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serves GET /status and POST /infer there.")
     ] = None,
@@ -98,6 +109,7 @@ def run(
     """Keeps this device on the release the server wants, until it is told to stop (SIGTERM)."""
     if once and listen is not None:
         raise typer.BadParameter("--once ends at once, so there is nothing to listen for; leave one out")
+    providers = _providers(provider, backend)
     url = _server_url(server)
     address = None if listen is None else _address(listen)
     token = _token(token_file)
@@ -117,7 +129,8 @@ def run(
                     root=trusted,
                 ),
                 backend=backend,
-                attributes=_attributes(backend),
+                providers=providers,
+                attributes=_attributes(backend, providers),
                 interval_s=interval,
                 latency_limit_ms=latency_limit,
                 on_event=lambda event: _show(event, console, stream),
@@ -190,9 +203,11 @@ def infer(
     ] = None,
     artifact: Annotated[Path | None, typer.Option(metavar="DIR", help="Runs this artifact.")] = None,
     backend: Backend = "native",
+    provider: Providers = None,
     json_to: Json = None,
 ) -> None:
     """Runs the model once: a file of arrays in, a file of arrays out."""
+    providers = _providers(provider, backend)
     if (state is None) == (artifact is None):
         raise typer.BadParameter("give either --state or --artifact")
     for path in (source, target):
@@ -204,7 +219,7 @@ def infer(
         if current is None:
             raise SlotError(f"{state}: no release is confirmed yet; run the agent first")
         artifact = state / _SLOTS / current
-    runner = Runner(Artifact.open(artifact), backend)
+    runner = Runner(Artifact.open(artifact), backend, providers=providers)
     try:
         arrays = _read_arrays(source)
         names = [port.name for port in runner.artifact.inputs]
@@ -215,8 +230,12 @@ def infer(
         raise typer.BadParameter(f"{source}: {error}") from None
     _write_arrays(target, outputs)
     shapes = {name: list(array.shape) for name, array in outputs.items()}
-    if not _write_json(json_to, {"model": runner.artifact.name, "backend": backend, "outputs": shapes}):
+    engine = runner.provider.text if runner.provider else None
+    told = {"model": runner.artifact.name, "backend": backend, "provider": engine, "outputs": shapes}
+    if not _write_json(json_to, told):
         _say(f"{target}: {shapes}")
+        if providers:
+            _say(f"provider: {engine}")
 
 
 @app.command()
@@ -439,10 +458,20 @@ def _token(file: Path) -> str:
     return token
 
 
-def _attributes(backend: str) -> dict[str, str]:
+def _providers(names: list[str] | None, backend: str) -> tuple[str, ...]:
+    if names and backend != "onnxruntime":
+        raise typer.BadParameter("is for --backend onnxruntime; give that too", param_hint="'--provider'")
+    try:
+        return tuple(str(Choice.of(name)) for name in names or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--provider'") from None
+
+
+def _attributes(backend: str, providers: Sequence[str]) -> dict[str, str]:
     return {
         "machine": platform.machine(),
         "cpu": cpu_paths()[0],
         "backend": backend,
+        **({"providers": ", ".join(providers)} if providers else {}),
         "edgewright": version("edgewright"),
     }

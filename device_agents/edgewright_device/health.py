@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,6 +33,7 @@ class HealthReport:
         passed: Whether the release may be confirmed.
         reason: Why not; empty when it passed.
         backend: The engine that was asked.
+        provider: ONNX Runtime's provider that ran it, and why others did not; empty on other engines.
         vectors: Golden vectors that were replayed.
         latency_ms: Median time of one sample in milliseconds, or None if it came to no run.
     """
@@ -40,6 +41,7 @@ class HealthReport:
     passed: bool
     reason: str
     backend: str
+    provider: str = ""
     vectors: int = 0
     latency_ms: float | None = None
 
@@ -48,6 +50,8 @@ def check(
     path: str | Path,
     *,
     backend: str = "native",
+    providers: Sequence[str] = (),
+    cache: Path | None = None,
     latency_limit_ms: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> HealthReport:
@@ -60,6 +64,8 @@ def check(
     Args:
         path: The artifact's directory.
         backend: The engine that will run it.
+        providers: As in `Runner`.
+        cache: As in `Runner`.
         latency_limit_ms: Fails a release that is slower; None measures only.
         clock: Seconds, for the latency.
     """
@@ -67,7 +73,8 @@ def check(
         artifact = Artifact.open(path)
         certificate = Certificate.of(artifact)
         steps = certificate.bounds.get(backend, BOUND_STEPS) if certificate else BOUND_STEPS
-        runner = Runner(artifact, backend)
+        runner = Runner(artifact, backend, providers=providers, cache=cache)
+        provider = runner.provider.text if runner.provider else ""
         reason = replay(runner, steps=steps)
         inputs, _ = artifact.golden()
         vectors = len(next(iter(inputs.values())))
@@ -78,7 +85,12 @@ def check(
     if not reason and latency_limit_ms is not None and latency_ms > latency_limit_ms:
         reason = f"too slow: {latency_ms:.3g} ms for one sample, {latency_limit_ms:g} ms are allowed"
     return HealthReport(
-        passed=not reason, reason=reason, backend=backend, vectors=vectors, latency_ms=latency_ms
+        passed=not reason,
+        reason=reason,
+        backend=backend,
+        provider=provider,
+        vectors=vectors,
+        latency_ms=latency_ms,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 CPU = "CPUExecutionProvider"
-_SUFFIX = "ExecutionProvider"
+SUFFIX = "ExecutionProvider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Provider:
     @property
     def short(self) -> str:
         """The name without "ExecutionProvider"."""
-        return self.name.removesuffix(_SUFFIX)
+        return self.name.removesuffix(SUFFIX)
 
     @property
     def integers(self) -> str:
@@ -124,7 +124,7 @@ PROVIDERS: dict[str, Provider] = {
             devices=("htp", "gpu", "cpu"),
             fixed_shapes=frozenset({"htp", "gpu", "cpu"}),
             operators=frozenset(_QNN.split()),
-            note="the HTP runs quantized models alone; its x86-64 package compiles for it and cannot run",
+            note="the HTP runs quantized models alone; on x86-64 its package has a library that acts as one",
             sources=(f"{_ORT}/QNN-ExecutionProvider.html",),
         ),
         Provider(
@@ -156,6 +156,7 @@ PROVIDERS: dict[str, Provider] = {
             package="onnxruntime-cann",
             activations=frozenset({"int8"}),
             weights=frozenset({"int8"}),
+            symmetric=True,
             note="needs CANN; what it has no kernel for goes to the CPU",
             sources=(
                 f"{_ORT}/community-maintained/CANN-ExecutionProvider.html",
@@ -216,7 +217,7 @@ class Choice:
             ValueError: There is no such provider (the nearest is suggested), or no such device of it.
         """
         name, _, device = text.partition(":")
-        wanted = name.lower().removesuffix(_SUFFIX.lower())
+        wanted = name.lower().removesuffix(SUFFIX.lower())
         shorts = {p.short.lower(): p for p in PROVIDERS.values()}
         if wanted == "armnn":
             raise ValueError("provider 'ArmNN' was removed from ONNX Runtime; use 'XNNPACK' or 'ACL'")

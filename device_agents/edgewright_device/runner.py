@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,8 +13,10 @@ from edgewright_device.artifact import Artifact
 from edgewright_device.errors import RunnerError
 from edgewright_device.golden import Arrays
 from edgewright_device.manifest import Part
+from edgewright_device.provider import Choice
 
 if TYPE_CHECKING:
+    from edgewright_device.backends.negotiation import Negotiated
     from edgewright_device.backends.program import Program
 
 BACKENDS = ("native", "onnxruntime", "litert", "reference")
@@ -36,23 +39,43 @@ class Runner:
         backend: "native" (the exact integer engine), "onnxruntime" (model.onnx), "litert" (model.tflite), or
             "reference" (the numpy definition of the integer program: exact and slow). The first and the last
             hand those parts of a model that have no program to ONNX Runtime.
+        providers: For "onnxruntime": execution providers in order of preference, such as ("OpenVINO", "CPU")
+            or ("OpenVINO:NPU",); the first runs that is installed and takes the model. Without "CPU" among
+            them, it is an error if none does. Left out, the CPU's, whose integers are exact.
+        cache: Where providers keep what they compile for this machine; None keeps nothing.
         threads: Threads that share one call; the reference uses one. The native engine takes at most 64, and
             gives the same bits for any number.
 
     Raises:
-        RunnerError: The backend is not installed, or cannot run this artifact.
-        ValueError: There is no such backend, or a number of threads that is not allowed.
+        RunnerError: The backend is not installed, or cannot run this artifact; or no provider asked for can.
+        ValueError: There is no such backend or provider, or a number of threads that is not allowed.
     """
 
-    def __init__(self, artifact: Artifact, backend: str = "native", *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        backend: str = "native",
+        *,
+        threads: int = 1,
+        providers: Sequence[str] = (),
+        cache: Path | None = None,
+    ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
         if threads < 1:
             raise ValueError(f"{threads} threads: one at least is needed")
+        if providers and backend != "onnxruntime":
+            raise ValueError(f"providers are for backend 'onnxruntime', not {backend!r}")
         self.artifact = artifact
         self.backend = backend
         self._samples = {p.name: (p.shape[1:], np.dtype(p.dtype)) for p in artifact.inputs}
-        self._backend = _load(artifact, backend, threads)
+        self.provider: Negotiated | None = None
+        """On ONNX Runtime: which provider runs the model, and why others do not."""
+        if backend == "onnxruntime":
+            choices = tuple(map(Choice.of, providers))
+            self._backend, self.provider = _onnxruntime(artifact, threads, choices, cache)
+        else:
+            self._backend = _load(artifact, backend, threads)
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> Arrays:
         """Runs one batch; safe to call from several threads at once.
@@ -127,8 +150,6 @@ def _load(artifact: Artifact, backend: str, threads: int) -> Backend:
         from edgewright_device.backends.litert import LiteRtBackend
 
         return LiteRtBackend(artifact, threads=threads)
-    if backend == "onnxruntime":
-        return _onnxruntime(artifact, threads)
     if not artifact.native:
         raise RunnerError(
             f"{artifact.path}: has no integer program (plan.bin), so the {backend} backend cannot run it; "
@@ -160,13 +181,15 @@ def _loader(artifact: Artifact, backend: str, threads: int) -> Callable[[Program
     return lambda program: NativeBackend(artifact, program, threads=threads)
 
 
-def _onnxruntime(artifact: Artifact, threads: int) -> Backend:
+def _onnxruntime(
+    artifact: Artifact, threads: int, providers: Sequence[Choice], cache: Path | None
+) -> tuple[Backend, Negotiated]:
     """model.onnx, which takes one length of sequences: the largest."""
     from edgewright_device.backends.onnxruntime import OnnxRuntimeBackend
 
-    model = OnnxRuntimeBackend(artifact, threads=threads)
+    model = OnnxRuntimeBackend(artifact, threads=threads, providers=providers, cache=cache)
     if artifact.lengths is None:
-        return model
+        return model, model.negotiated
     from edgewright_device.backends.lengths import LengthsBackend
 
-    return LengthsBackend(artifact, lambda _: model, artifact.lengths.sizes[-1:])
+    return LengthsBackend(artifact, lambda _: model, artifact.lengths.sizes[-1:]), model.negotiated

@@ -96,11 +96,12 @@ class Serving:
         """What GET /status answers."""
         loaded = self._loaded
         if loaded is None:
-            return {"release": None, "backend": None, "inputs": [], "outputs": []}
+            return {"release": None, "backend": None, "provider": None, "inputs": [], "outputs": []}
         runner, release = loaded
         return {
             "release": asdict(release),
             "backend": runner.backend,
+            "provider": runner.provider.text if runner.provider else None,
             "inputs": [_port(p) for p in runner.artifact.inputs],
             "outputs": [_port(p) for p in runner.artifact.outputs],
         }

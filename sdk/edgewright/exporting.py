@@ -38,6 +38,7 @@ from edgewright.samples import (
     example_of,
 )
 from edgewright.symmetric import symmetric_graph
+from edgewright.target_limits import check_memory, check_providers, check_request
 from edgewright.telling import telling_samples
 from edgewright.trained_graph import read_trained
 from edgewright.weights import base_grids, byte_ranges, with_external_data
@@ -122,8 +123,7 @@ def export(
         TargetError: The target is not known.
     """
     target = target if isinstance(target, Target) else Target.load(target)
-    if backend not in target.backends:
-        raise ExportError(f"target {target.name!r} has no backend {backend!r}; choose from {target.backends}")
+    check_request(target, backend, lengths)
     if litert:
         litert_model.check_installed()
     report = progress or _ignore
@@ -204,11 +204,14 @@ def export(
         made.files[SYMMETRIC] = with_external_data(symmetric_graph(quantized.model), made.ranges)
     if shared is not None:
         arena_bytes = max(p.arena_bytes for p in shared.plans.values())
-        _check_memory(target, len(weights) * len(shared.plans), arena_bytes)  # each packs its own
+        check_memory(target, len(weights) * len(shared.plans), arena_bytes)  # each packs its own
         _add_lengths(made, shared, samples)
     elif backend == "native":
         _natively(made, quantized.model, samples, target, fallback, report)
     else:
+        check_memory(target, len(weights), 0)
+        if note := check_providers(target, made.files):
+            report(Progress(step="target", done=1, total=1, note=note))
         inputs = golden_inputs(samples)
         made.files["golden.npz"] = encode_golden(inputs, onnx_function(quantized.model)(inputs))
     if litert:
@@ -287,11 +290,11 @@ def _natively(
         for count, found in enumerate(fallbacks, 1):
             note = f"ONNX Runtime runs {found.operator} (node {found.node!r}): {found.reason}"
             report(Progress(step="fallback", done=count, total=len(fallbacks), note=note))
-        _check_memory(target, len(made.weights), max(p.plan.arena_bytes for p in parts if p.plan))
+        check_memory(target, len(made.weights), max(p.plan.arena_bytes for p in parts if p.plan))
         with _refused_by_the_engine():
             _add_parts(made, parts, samples, [o.name for o in model.graph.output])
         return
-    _check_memory(target, len(made.weights), plan.arena_bytes)
+    check_memory(target, len(made.weights), plan.arena_bytes)
     with _refused_by_the_engine():
         made.files["plan.bin"] = encode(plan)
         inputs = telling_samples(plan, made.weights, made.ranges, samples)
@@ -331,15 +334,6 @@ def _add_lengths(made: _Made, shared: Programs, samples: Samples) -> None:
     inputs = golden_inputs(samples, one)
     outputs = Engine(made.files["plan.bin"], made.weights).run(inputs)
     made.files["golden.npz"] = encode_golden(inputs, outputs, shorter=shared.golden)
-
-
-def _check_memory(target: Target, weights_bytes: int, arena_bytes: int) -> None:
-    needed = weights_bytes + arena_bytes
-    if needed > target.memory_bytes:
-        raise ExportError(
-            f"the model needs {needed} bytes (weights and arena), target {target.name!r} has "
-            f"{target.memory_bytes}; compress it further"
-        )
 
 
 @contextmanager

@@ -110,6 +110,27 @@ def test_infer_runs_the_release_in_use_or_an_artifact(tmp_path: Path, call: Call
         np.testing.assert_array_equal(y, Runner(artifact).run({"x": x})["y"])
 
 
+def test_infer_says_which_provider_ran_and_refuses_wrong_ones(tmp_path: Path, call: Call) -> None:
+    artifact = tiny_artifact(tmp_path / "m.ew")
+    source, target = tmp_path / "x.npz", tmp_path / "y.npz"
+    np.savez(source, x=samples(2))
+    command = ("infer", source, target, "--artifact", artifact.path)
+    on = ("--backend", "onnxruntime", "--provider")
+    code, out, err = call(*command, *on, "CANN", "--provider", "cpu")
+    assert (code, err) == (0, "")
+    assert "provider: CPU; not CANN: not installed: pip install onnxruntime-cann" in out
+    told = json.loads(call(*command, *on, "CPU", "--json", "-")[1])
+    assert (told["backend"], told["provider"]) == ("onnxruntime", "CPU")
+    assert json.loads(call(*command, "--json", "-")[1])["provider"] is None
+    for more, message in (
+        (("--provider", "CPU"), "is for --backend onnxruntime"),
+        ((*on, "QNM"), "did you mean 'QNN'"),
+        ((*on, "CANN"), "pip install onnxruntime-cann"),
+    ):
+        code, _, err = call(*command, *more)
+        assert (code, message in " ".join(err.split())) == (2, True), err
+
+
 def test_infer_takes_a_lone_input_by_any_name(tmp_path: Path, call: Call) -> None:
     artifact = tiny_artifact(tmp_path / "tiny.ew")
     source, target = tmp_path / "in.npz", tmp_path / "out.npz"
