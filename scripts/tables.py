@@ -18,6 +18,7 @@ from claims import claims
 from distill_table import distilled, large
 from encoder_table import encoder
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
+from provider_table import providers
 from prune_table import pruned
 from qat_table import trained
 from verify_tables import artifacts, defects, verifiers
@@ -156,6 +157,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "int8-depthwise": ("int8", depthwise),
     "int8-figures": ("int8", figures),
     "precision": ("precision", precision),
+    "providers": ("providers", providers),
     "prune": ("prune", pruned),
     "qat": ("qat", trained),
     "quantize": ("quantize", quantized),

@@ -375,7 +375,7 @@ def qdq(
         "qdq",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 4])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3])],
-        [numpy_helper.from_array(v, n) for n, v in constants.items()],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     return bytes(model.SerializeToString())
@@ -427,7 +427,11 @@ def test_a_file_that_is_cut_or_changed_is_a_value_error_or_a_file() -> None:
 @pytest.mark.parametrize(
     ("provider", "how", "message"),
     [
-        ("TensorRT", {}, r"layer 'x_q': its activations are uint8, Tensorrt takes int8; export it for a target"),
+        (
+            "TensorRT",
+            {},
+            r"layer 'x_q': its activations are uint8, Tensorrt takes int8; export it for a target",
+        ),
         ("TensorRT", {"activation": "int8", "zero": 3}, r"layer 'x_q': its zero point is not 0, as Tensorrt"),
         ("TensorRT", {"activation": "int8", "zero": 0}, ""),
         ("TensorRT", {"activation": "int8", "zero": 0, "weight": "int4"}, ""),
