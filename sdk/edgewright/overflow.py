@@ -7,8 +7,9 @@ native engine looks whether a layer's weights are so; here they are made so, at 
 
 Products are added along the terms of an output in the order (rows, columns, channels): terms 2i and 2i + 1
 ("pairs"), or of every eight the terms 0, 1, 4, 5 and 2, 3, 6, 7 ("quads"). Quads hold pairs as well. ONNX
-Runtime adds the same pairs, so its 16-bit kernels become exact too; OpenVINO all but those of convolutions of
-an odd number of channels (`narrow_kernels.py`).
+Runtime and OpenVINO add the same pairs, so their 16-bit kernels become exact too, except where convolutions
+have an odd number of channels: OpenVINO's along one axis or more, ONNX Runtime's along three
+(`narrow_kernels.py`; `verify` looks).
 """
 
 from __future__ import annotations

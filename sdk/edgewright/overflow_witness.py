@@ -227,13 +227,16 @@ def dequantized(layer: IntegerLayer, tensor: npt.NDArray[Any]) -> Floats:
     return ((tensor.astype(np.float64) - layer.zero_point) * layer.scale).astype(np.float32)
 
 
-def run_stock(model: onnx.ModelProto, x: Floats, *, exact: bool = False) -> Floats:
-    """What ONNX Runtime makes of a one-layer graph, as it comes on this machine.
+def run_stock(
+    model: onnx.ModelProto, x: Floats, *, exact: bool = False, names: tuple[str, str] = ("x", "y")
+) -> Floats:
+    """What ONNX Runtime makes of a graph, as it comes on this machine.
 
     Args:
-        model: Of `layer_graph`.
+        model: Of one input and one output.
         x: Its input.
         exact: With x64quantprecision, so that it does not saturate.
+        names: Of input and output; those of `layer_graph` if left out.
     """
     import onnxruntime
 
@@ -245,7 +248,7 @@ def run_stock(model: onnx.ModelProto, x: Floats, *, exact: bool = False) -> Floa
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    result: Floats = session.run(["y"], {"x": x})[0]
+    result: Floats = session.run([names[1]], {names[0]: x})[0]
     return result
 
 
