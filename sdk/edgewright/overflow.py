@@ -35,10 +35,12 @@ Floats = npt.NDArray[np.float64]
 
 
 def safety(node: onnx.NodeProto, shape: tuple[int, ...], wanted: OverflowSafe) -> OverflowSafe:
-    """What a layer's weights (O, C, ...) have to hold: nothing where the engine never adds in 16 bits."""
-    if node.op_type == "ConvTranspose" or shape[1] == 1:  # which is a depthwise convolution
+    """What a layer's weights (O, C, ...) have to hold: nothing where nobody adds in 16 bits."""
+    settings = attributes(node)
+    depthwise = shape[1] == 1 and settings.get("group", 1) == shape[0]
+    if node.op_type == "ConvTranspose" or depthwise:
         return "off"
-    by_winograd = shape[2:] == (3, 3) and set(attributes(node).get("strides", [1])) == {1}
+    by_winograd = shape[2:] == (3, 3) and set(settings.get("strides", [1])) == {1}
     return "pairs" if by_winograd and wanted == "quads" else wanted
 
 

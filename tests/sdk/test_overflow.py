@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import nn
 
 import edgewright as ew
-from edgewright.overflow import MOST, OverflowSafe, safe_integers, safe_scale
+from edgewright.overflow import MOST, OverflowSafe, safe_integers, safe_scale, safety
 
 SHAPES = [(5, 64), (3, 7), (4, 13, 1, 1), (6, 3, 3, 3), (2, 5, 3), (8, 3, 2, 3, 2)]
 
@@ -128,3 +128,11 @@ def test_export_makes_every_dense_layer_safe_and_stays_close(tmp_path: Path) -> 
         expected = model(torch.from_numpy(x)).numpy()
     (found,) = ew.Runner(artifact).run({"x": x}).values()
     assert 10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()) > 25
+
+
+@pytest.mark.parametrize(("groups", "shape", "safe"), [(1, (8, 1, 3, 3), "pairs"), (4, (4, 1, 3, 3), "off")])
+def test_a_single_channel_is_not_taken_for_a_depthwise_convolution(
+    groups: int, shape: tuple[int, ...], safe: str
+) -> None:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=groups)
+    assert safety(node, shape, "pairs") == safe

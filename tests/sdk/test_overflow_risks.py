@@ -424,6 +424,20 @@ def test_a_search_finds_what_the_samples_do_not_show(float_file: Path, tmp_path:
         assert again.overflowing == 1
 
 
+@pytest.mark.slow
+def test_the_example_breaks_where_the_proof_says_so(saturating: dict[str, str], tmp_path: Path) -> None:
+    program = [sys.executable, str(TESTS.parent / "examples" / "broken_int8.py"), "--out", str(tmp_path)]
+    subprocess.run([*program, "--remedies"], env=saturating, check=True, capture_output=True)
+    with np.load(tmp_path / "data.npz") as data:
+        np.savez(tmp_path / "x.npz", x=data["x"])
+    for name in ("s8s8.onnx", "reduced.onnx", "u8u8.onnx", "safe.ew/model.onnx"):
+        findings = overflow_risks(onnx.load(tmp_path / name), kernels=[ONNX_RUNTIME])
+        risky = any(f.verdict == "at risk" for f in findings)
+        far = asked(saturating, "sdk.overflow_layers", tmp_path / name, tmp_path / "x.npz")
+        assert risky == (name == "s8s8.onnx") == (far > 0.2), name
+        assert risky or far == 0
+
+
 def test_inputs_of_layers_hold_ends_and_all_between() -> None:
     of = layer(np.ones((1, 8)), low=3, high=9)
     x = inputs(np.random.default_rng(0), of, 500)
