@@ -41,7 +41,7 @@ from edgewright.symmetric import symmetric_graph
 from edgewright.target_limits import check_memory, check_providers, check_request
 from edgewright.telling import telling_samples
 from edgewright.trained_graph import read_trained
-from edgewright.weights import base_grids, byte_ranges, with_external_data
+from edgewright.weights import base_grids, byte_ranges, note_integers, with_external_data
 from edgewright.widening import split_wide
 from edgewright.wiring import check_ports
 from edgewright_device import (
@@ -198,6 +198,8 @@ def export(
             shared = programs(sequences, done, samples, settings, grids, mask)
         report(Progress(step="lengths", done=1, total=1, note=shared.note))
     weights = shared.weights if shared else safetensors.numpy.save(dict(sorted(quantized.weights.items())))
+    if trained is not None or smaller:
+        note_integers(quantized.model, "trained" if trained is not None else "near base")
     made = _Made(weights=weights, ranges=byte_ranges(weights))
     made.files["model.onnx"] = with_external_data(quantized.model, made.ranges)
     if any(c.provider.symmetric for c in target.choices()):

@@ -40,6 +40,7 @@ from edgewright.operator_probes import probe_checks
 from edgewright.overflow_risks import look_for_overflow
 from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
+from edgewright.soundness.examining import examine
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
 from edgewright.verification_inputs import Reference, real_samples
 from edgewright.verification_report import VerificationReport
@@ -160,6 +161,8 @@ def verify(
         if (litert := litert_run(subject.artifact, report)) is not None:
             others["litert"] = _run(litert, drawn.chosen(close), "litert", report)
             checks.append(litert_check(subject.artifact, at_close, others["litert"]))
+    sound = examine(subject, floats.model, samples, report)
+    checks += sound.checks
     checks.append(range_check(beyond))
     overflow, own = look_for_overflow(subject, samples, seed=seed)
     checks += own
@@ -206,6 +209,7 @@ def verify(
         certificate=certificate,
         coverage=coverage,
         overflow=overflow,
+        findings=sound.findings,
     )
 
 

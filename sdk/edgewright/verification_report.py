@@ -12,6 +12,7 @@ from edgewright.coverage import Coverage
 from edgewright.errors import VerifyError
 from edgewright.overflow_risks import OverflowFinding
 from edgewright.plain import from_plain, to_plain
+from edgewright.soundness.finding import Finding
 from edgewright_device import Certificate
 
 FORMAT = 2
@@ -42,6 +43,7 @@ class VerificationReport:
         overflow: For each layer and runtime that adds products in 16 bits, whether any input overflows them.
         coverage: How far the cases moved the model; None where nothing is on a grid.
         certificate: What this verification vouches for; None where a check did not pass.
+        findings: What is wrong with layers, grids and operators, each with its place.
     """
 
     artifact: str
@@ -62,6 +64,7 @@ class VerificationReport:
     coverage: Coverage | None = None
     overflow: tuple[OverflowFinding, ...] = ()
     certificate: Certificate | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,6 +15,9 @@ from edgewright.calibrate import Grid
 from edgewright.quantization import BaseGrids
 from edgewright_device import Artifact
 from edgewright_kernels.plan import ByteRange
+
+INTEGERS = "edgewright.integers"
+"""The key under which model.onnx says how its integers came about, where rounding alone did not make them."""
 
 
 def byte_ranges(weights: bytes) -> dict[str, ByteRange]:
@@ -48,6 +52,16 @@ def base_grids(base: Artifact, *, integers: bool = False) -> BaseGrids:
     scales = {n.removesuffix(".scale"): w for n, w in weights.items() if n.endswith(".scale")}
     known = {n: weights[n] for n in scales if n in weights and weights[n].dtype == np.int8}
     return BaseGrids(activations=grids, weights=scales, integers=known if integers else {})
+
+
+def note_integers(model: onnx.ModelProto, how: Literal["trained", "near base"]) -> None:
+    """Writes into a graph that its integers are not those nearest to the float model's weights, and why."""
+    onnx.helper.set_model_props(model, {INTEGERS: how})
+
+
+def noted_integers(model: onnx.ModelProto) -> str:
+    """What `note_integers` wrote; empty where it wrote nothing."""
+    return next((str(p.value) for p in model.metadata_props if p.key == INTEGERS), "")
 
 
 def with_external_data(model: onnx.ModelProto, ranges: Mapping[str, ByteRange]) -> bytes:

@@ -238,6 +238,7 @@ def _without_body(model: onnx.ModelProto) -> onnx.ModelProto:
         doc_string=model.doc_string,
     )
     made.opset_import.extend(model.opset_import)
+    made.metadata_props.extend(model.metadata_props)
     made.functions.extend(model.functions)
     made.graph.name = model.graph.name
     constants = {i.name for i in model.graph.initializer}

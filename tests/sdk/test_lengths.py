@@ -194,7 +194,18 @@ def test_verification_covers_every_length(made: Made) -> None:
     assert {f"verify: native, length {n}" for n in (1, 5, 6)} <= set(steps)
     verdicts = {c.name: c.verdict for c in report.checks if c.name != "onnx"}
     assert set(verdicts.values()) == {"passed"}
-    assert {"golden", "bits", "range", "coverage", "mask", "padding", "sqnr"} <= set(verdicts)
+    assert {
+        "golden",
+        "bits",
+        "range",
+        "coverage",
+        "mask",
+        "padding",
+        "sqnr",
+        "program",
+        "weights",
+        "operators",
+    } <= set(verdicts)
 
 
 def test_an_update_keeps_the_grids_of_its_base_at_every_length(made: Made, tmp_path: Path) -> None:

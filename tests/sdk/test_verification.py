@@ -87,6 +87,8 @@ def test_a_healthy_artifact_passes_every_check(
     assert set(verdicts(report).values()) == {"passed"}
     checked = {"golden", "bits", "onnx", "range", "coverage", *RELATIONS, "sqnr", "flips"}
     assert checked <= set(verdicts(report))
+    assert {"files", "program", "grids", "weights", "operators"} <= set(verdicts(report))
+    assert report.findings == ()
     assert report.bit_mismatches == 0
     assert report.artifact == healthy.digest
     assert report.reference == str(model)
@@ -124,7 +126,7 @@ def test_without_data_the_golden_inputs_serve(healthy: Artifact, model: Path) ->
 def test_progress_ends_where_it_said(healthy: Artifact, model: Path) -> None:
     seen: list[Progress] = []
     verify(healthy, reference=model, data=X, cases=130, progress=seen.append)
-    steps = ("samples", "float", "native", "exact", "onnxruntime")
+    steps = ("samples", "float", "native", "exact", "onnxruntime", "examine")
     assert {p.step for p in seen} == {f"verify: {s}" for s in steps}
     assert sum(p.done == p.total for p in seen) == len(steps)
     assert {p.total for p in seen if p.step in ("verify: float", "verify: native")} == {130}
@@ -340,7 +342,7 @@ def test_an_artifact_without_a_program_is_judged_by_onnxruntime(model: Path, tmp
     found = verify(made, reference=model, data=X, cases=CASES)
     assert found.passed
     assert {"golden", "range", "coverage", *RELATIONS, "sqnr", "flips"} <= set(verdicts(found))
-    assert not {"bits", "onnx"} & set(verdicts(found))
+    assert not {"bits", "onnx", "program"} & set(verdicts(found))
     inputs, outputs = made.golden()
     outputs["y"] += np.float32(0.1) * np.ptp(outputs["y"])
     broken = rewritten(made, tmp_path / "b.ew", golden__npz=encode_golden(inputs, outputs))
