@@ -13,7 +13,7 @@ from edgewright_device.errors import (
     SlotError,
     TargetError,
 )
-from edgewright_device.fitting import fitting, misfits
+from edgewright_device.fitting import fitting_form, misfits
 from edgewright_device.golden import encode_golden
 from edgewright_device.health import BOUND_STEPS, HealthReport, replay
 from edgewright_device.journal import Journal, SlotRelease
@@ -63,7 +63,7 @@ __all__ = [
     "check_place",
     "detect",
     "encode_golden",
-    "fitting",
+    "fitting_form",
     "misfits",
     "read_onnx",
     "replay",

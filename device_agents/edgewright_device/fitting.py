@@ -14,7 +14,9 @@ REMEDY_TYPES = {
 }
 
 
-def fitting(models: Mapping[str, OnnxFile], choice: Choice, *, operators: bool = False) -> tuple[str, str]:
+def fitting_form(
+    models: Mapping[str, OnnxFile], choice: Choice, *, operators: bool = False
+) -> tuple[str, str]:
     """The first of several forms of a model that a provider takes.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgewright.errors import ExportError
-from edgewright_device import CPU, SYMMETRIC, Target, fitting, read_onnx
+from edgewright_device import CPU, SYMMETRIC, Target, fitting_form, read_onnx
 
 
 def check_request(target: Target, backend: str, lengths: Sequence[int] | None) -> None:
@@ -58,7 +58,7 @@ def check_providers(target: Target, files: Mapping[str, bytes]) -> str:
     choices = target.choices()
     alone = all(c.provider.name != CPU for c in choices)  # what a provider lacks has no other place to run
     for choice in choices:
-        fits, reason = fitting(models, choice, operators=alone)
+        fits, reason = fitting_form(models, choice, operators=alone)
         if fits:
             return f"{choice} runs it; not {'; not '.join(refused)}" if refused else ""
         refused.append(f"{choice}: {reason}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewright_device.errors import RunnerError
-from edgewright_device.fitting import fitting
+from edgewright_device.fitting import fitting_form
 from edgewright_device.onnx_file import OnnxFile
 from edgewright_device.provider import CPU, SUFFIX, Choice
 
@@ -78,7 +78,7 @@ def negotiate(
     for place, choice in enumerate(wanted):
         name, reason = "", missing(onnxruntime, choice)
         if not reason:
-            name, reason = fitting(models, choice)
+            name, reason = fitting_form(models, choice)
         if not reason:
             try:
                 session = _session(onnxruntime, folder / name, models[name], wanted[place:], threads, cache)
