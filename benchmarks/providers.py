@@ -90,10 +90,11 @@ def main() -> int:
     for provider in PROVIDERS:
         ran = [r for r in rows if r["provider"] == provider and "refused" not in r]
         beyond = sum(r["most_steps"] > BOUND_STEPS for r in ran)
+        what = f"networks, of {len(ran)}, with an output more than {BOUND_STEPS} steps off on {provider}"
         claims.append(
             Claim(
                 id=f"provider_bound.{provider}",
-                what=f"networks of {len(ran)} with an output over {BOUND_STEPS} steps off on {provider}",
+                what=what,
                 value=float(beyond),
                 unit="networks",
                 goal=0.0,

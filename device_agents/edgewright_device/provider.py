@@ -135,6 +135,7 @@ PROVIDERS: dict[str, Provider] = {
             weights=frozenset({"int8", "uint8"}),
             devices=("CPU", "GPU", "NPU"),
             fixed_shapes=frozenset({"NPU"}),
+            note="on a CPU without VNNI its sums of 16 bits can overflow: `ew.overflow_risks` says where",
             sources=(
                 f"{_ORT}/OpenVINO-ExecutionProvider.html",
                 "https://docs.openvino.ai/2025/documentation/compatibility-and-support/supported-devices.html",

@@ -42,8 +42,8 @@ class Target:
         memory_bytes: Memory that a model may count on.
         backends: Runner backends, the preferred first.
         strategy: The recommended way to run a model there.
-        status: "run": the tests run on such hardware; "tested": its rules are unit-tested; "documented":
-            known from documentation alone.
+        status: "run": tests or a benchmark run on such hardware; "tested": its rules are unit-tested;
+            "documented": known from documentation alone.
         kind: "edge": small batches beside a sensor; "cloud": many requests at once; "training": where models
             are made.
         accelerator: What computes beside the CPU, for people; empty if nothing does.

@@ -232,7 +232,7 @@ def test_nodes_that_it_does_not_take_are_named(on: Run) -> None:
     negotiated = on(runtime, "CUDA", "CPU").provider
     assert negotiated is not None
     assert negotiated.left == ("CPU: Clip 'clip'",)
-    assert negotiated.text == "CUDA, 1 nodes; 1 on others (CPU: Clip 'clip')"
+    assert negotiated.text == "CUDA (1 of 2 nodes; others: CPU: Clip 'clip')"
 
 
 def test_one_that_takes_no_node_does_not_start_or_fails_gives_way(on: Run) -> None:

@@ -44,8 +44,9 @@ class Negotiated:
         """All of it in one line, for people."""
         text = self.provider
         if self.left:
-            text += f", {self.nodes} nodes; {len(self.left)} on others ({', '.join(self.left[:SHOWN])}"
-            text += ", …)" if len(self.left) > SHOWN else ")"
+            more = ", …" if len(self.left) > SHOWN else ""
+            text += f" ({self.nodes} of {self.nodes + len(self.left)} nodes; others: "
+            text += f"{', '.join(self.left[:SHOWN])}{more})"
         return text + "".join(f"; not {why}" for why in self.refused)
 
 
