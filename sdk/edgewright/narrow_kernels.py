@@ -1,7 +1,9 @@
 """Narrow kernels: 8-bit kernels of other runtimes that add products in fewer bits than the sum may need.
 
-Which two products meet in 16 bits was found by experiment, with weights that are zero but for two, for every
-two (ONNX Runtime 1.32.0, OpenVINO 2026.4.1; the tests do it again), and agrees with what the projects say:
+Which two products meet in 16 bits was found by experiment, with weights that are zero but for two, for
+every two (ONNX Runtime 1.32.0, OpenVINO 2026.4.1, with AVX2 and with AVX-512 without VNNI), and agrees with
+what the projects say. OpenVINO has several kernels for convolutions with groups or of one channel, chosen by
+more than the instruction set; any two terms of an output are expected to meet there.
 
     * vpmaddubsw adds two products u8 x s8 and saturates at 16 bits (Intel's Software Developer's Manual,
       volume 2B). ONNX Runtime turns int8 activations of QDQ graphs into uint8 by adding 128, so s8s8 is u8s8
@@ -43,6 +45,7 @@ class Kernel:
         wraps: Whether a sum beyond 16 bits wraps; else it saturates.
         meeting: Which terms of an output meet, in the order (kernel positions, channels): 2i and 2i + 1; the
             same counted anew at each position of a kernel; or of every sixteen i and i + 8.
+        varies: Whether convolutions with groups or of one channel have other kernels, in which others meet.
         needs_output_grid: Whether a convolution of which the result is not quantized stays in floating point.
     """
 
@@ -52,6 +55,7 @@ class Kernel:
     signed: bool
     wraps: bool
     meeting: Meeting
+    varies: bool
     needs_output_grid: bool
 
 
@@ -62,6 +66,7 @@ ONNX_RUNTIME = Kernel(
     signed=False,
     wraps=False,
     meeting="neighbours",
+    varies=False,
     needs_output_grid=True,
 )
 OPENVINO = Kernel(
@@ -71,6 +76,7 @@ OPENVINO = Kernel(
     signed=False,
     wraps=False,
     meeting="neighbours of a position",
+    varies=True,
     needs_output_grid=False,
 )
 ONNX_RUNTIME_ARM = Kernel(
@@ -80,6 +86,7 @@ ONNX_RUNTIME_ARM = Kernel(
     signed=True,
     wraps=True,
     meeting="eight apart",
+    varies=False,
     needs_output_grid=True,
 )
 KERNELS = (ONNX_RUNTIME, OPENVINO, ONNX_RUNTIME_ARM)

@@ -134,6 +134,16 @@ def _less(
     return difference
 
 
+def any_two_fit(layer: IntegerLayer, kernel: Kernel) -> bool:
+    """Whether no two products of one output can leave 16 bits together, whichever they are."""
+    offset = activation_offset(layer, kernel)
+    weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int32)
+    ends = weight * (layer.low - offset), weight * (layer.high - offset)
+    most, least = np.sort(np.maximum(*ends), axis=1)[:, -2:], np.sort(np.minimum(*ends), axis=1)[:, :2]
+    up, down = np.maximum(most, 0).sum(axis=1), np.minimum(least, 0).sum(axis=1)
+    return bool((up <= HIGH).all() and (down >= LOW).all())
+
+
 def worst_32(layer: IntegerLayer) -> tuple[int, int]:
     """A bound on the sums of all products of any output, and how many outputs can leave 32 bits.
 

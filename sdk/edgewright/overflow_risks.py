@@ -13,7 +13,15 @@ import onnx
 from edgewright.checks import Check, Verdict
 from edgewright.integer_layers import IntegerLayer, integer_layers, unread_layers
 from edgewright.narrow_kernels import HIGH, KERNELS, LOW, ONNX_RUNTIME, Kernel, met
-from edgewright.overflow_proof import MOST_32, Risk, activation_offset, risk, runs_in_integers, worst_32
+from edgewright.overflow_proof import (
+    MOST_32,
+    Risk,
+    activation_offset,
+    any_two_fit,
+    risk,
+    runs_in_integers,
+    worst_32,
+)
 from edgewright.overflow_reach import reach
 from edgewright.overflow_witness import OverflowWitness, confirm, witness
 from edgewright.subject import Subject
@@ -30,7 +38,8 @@ class OverflowFinding:
         operator: Its kind.
         runtime, kernel, instruction_sets: Whose sums, and where it is chosen.
         verdict: "safe": no input overflows. "at risk": the witness does. "not in integers": this runtime
-            computes the layer in floating point. "not proven": its weights have a form that is not read.
+            computes the layer in floating point. "not proven": its weights have a form that is not read,
+            or the runtime has kernels for it that add other pairs.
         worst: The sum farthest from zero that some input gives.
         limit: What the sum may be.
         pairs: Pairs of weights that can overflow, of all outputs.
@@ -108,7 +117,11 @@ def overflow_risks(
             of_layer = cases[key][2]
             if of_layer.count:
                 risky[len(found)] = key
-            found.append(_finding(layer, kernel, "at risk" if of_layer.count else "safe", of_layer))
+            verdict: Proven = "at risk" if of_layer.count else "safe"
+            unsettled = kernel.varies and (layer.groups > 1 or layer.weight.shape[1] == 1)
+            if verdict == "safe" and unsettled and not any_two_fit(layer, kernel):
+                verdict = "not proven"
+            found.append(_finding(layer, kernel, verdict, of_layer))
     cases = {key: cases[key] for key in dict.fromkeys(risky.values())}
     told = {key: witness(*case) for key, case in cases.items()}
     for at, key in risky.items():
@@ -230,7 +243,7 @@ def _finding(layer: IntegerLayer, kernel: Kernel, verdict: Proven, of_layer: Ris
         outputs=of_layer.channels if of_layer else 0,
         low=layer.low - offset,
         high=layer.high - offset,
-        remedy=_remedy(kernel) if verdict == "at risk" else "",
+        remedy=_remedy(kernel) if verdict in ("at risk", "not proven") else "",
     )
 
 

@@ -28,7 +28,7 @@ from edgewright.narrow_kernels import (
     Kernel,
     met,
 )
-from edgewright.overflow_proof import activation_offset, risk, worst_32
+from edgewright.overflow_proof import activation_offset, any_two_fit, risk, worst_32
 from edgewright.overflow_reach import reach
 from edgewright.overflow_risks import OverflowFinding, overflow_check, overflow_risks
 from edgewright.overflow_witness import dequantized, layer_graph, run_stock, sums, witness
@@ -158,6 +158,15 @@ def test_a_sum_at_the_limit_is_safe_and_one_beyond_is_not(
     assert (found.count == 0) is safe
     exact, peer = sums(of, ONNX_RUNTIME, 0, np.array([[high, high], [0, 0], [high, 0]]))
     assert (exact == peer).all() == safe
+
+
+@pytest.mark.parametrize(("apart", "fits"), [(64, True), (65, False)])
+def test_where_any_two_terms_may_meet_they_all_have_to_fit(apart: int, fits: bool) -> None:
+    weight = np.zeros((2, 1, 3, 3))
+    weight[0, 0, 0, 0], weight[0, 0, 2, 1] = 64, apart
+    weight[1, 0, 0, 0], weight[1, 0, 2, 1] = -64, 127
+    assert any_two_fit(layer(weight, kind="Conv"), OPENVINO) is fits
+    assert risk(layer(weight, kind="Conv"), OPENVINO).count == 0
 
 
 def test_which_terms_meet() -> None:
