@@ -23,6 +23,8 @@ WORST = 8
 # their calibrated ranges, where a float model goes on and an integer one must saturate; "boundary" looks for
 # cases that any noise decides otherwise. They are reported apart.
 NATURAL = ("sample", "between", "noise", "shift")
+# Decisions are compared where there is a right one; halfway between two samples either will do.
+DECIDED = ("sample", "noise", "shift")
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright.agreement import (
+    DECIDED,
     NATURAL,
     ErrorSplit,
     accuracy_check,
@@ -173,9 +174,9 @@ def verify(
     noise = min([lowest_sqnr_db(expected, got, natural), *shorter_noise])
     what = "signal to quantization noise against the float model"
     checks.append(at_least("sqnr", what, noise, min_sqnr_db, "dB"))
-    flips = flipped(expected, got)
+    flips, decided = flipped(expected, got), np.isin(drawn.strata, DECIDED)
     if flips is not None:
-        checks.append(flip_check(int(flips[natural].sum()), int(natural.sum()), max_flip_rate))
+        checks.append(flip_check(int(flips[decided].sum()), int(decided.sum()), max_flip_rate))
     if labels is not None:
         there, here = _on_samples(floats, subject, samples, report)
         checks.append(accuracy_check(there, here, labels, margin))
@@ -193,7 +194,7 @@ def verify(
         strata={str(k): int(c) for k, c in zip(kinds, counts, strict=True)},
         seed=seed,
         bit_mismatches=mismatches,
-        prediction_flips=None if flips is None else int(flips[natural].sum()),
+        prediction_flips=None if flips is None else int(flips[decided].sum()),
         sqnr_db=noise,
         stratum_sqnr_db={str(k): lowest_sqnr_db(expected, got, drawn.strata == k) for k in kinds},
         stratum_flips={} if flips is None else {str(k): int(flips[drawn.strata == k].sum()) for k in kinds},

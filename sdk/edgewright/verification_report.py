@@ -30,8 +30,8 @@ class VerificationReport:
         strata: How many of each kind.
         seed: Draws the same cases again.
         bit_mismatches: Output values in which the native engine differs from the numpy reference.
-        prediction_flips: Natural cases in which the largest output differs from the float model's; None where
-            the output is not a vector of classes.
+        prediction_flips: Samples, as they are, with noise or shifted, that the float model decides otherwise;
+            None where the output is not a vector of classes.
         sqnr_db: Signal to quantization noise ratio against the float model on all cases but the edge ones,
             the lowest of the outputs.
         stratum_sqnr_db: The same for each kind of case.
