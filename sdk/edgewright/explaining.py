@@ -1,0 +1,298 @@
+"""Why a verification came out as it did: layer by layer, the first node that diverges, and what heals it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from edgewright.agreement import NATURAL, flip_check, flipped, lowest_sqnr_db
+from edgewright.cases import Cases
+from edgewright.checks import Check, at_least
+from edgewright.divergence import (
+    Divergence,
+    Run,
+    conversion_divergence,
+    kernel_divergence,
+    quantization_divergence,
+)
+from edgewright.errors import ExportError, VerifyError
+from edgewright.graph import float_graph, quantizes
+from edgewright.indices import tabulate
+from edgewright.layer_findings import LayerFinding, Measured, measure
+from edgewright.normalform import normalize
+from edgewright.progress import OnProgress, Progress
+from edgewright.recipe import Quantize
+from edgewright.remedies import (
+    Attempt,
+    Candidate,
+    Remedy,
+    file_candidates,
+    recipe_candidates,
+    recipe_of,
+    recipe_text,
+    size_of,
+    takes_floats,
+    try_remedies,
+)
+from edgewright.samples import calibration_samples
+from edgewright.subject import Arrays, Subject
+from edgewright.value_matching import grid_values
+from edgewright.wiring import value_shapes
+from edgewright_device import TargetError
+from edgewright_kernels import reference
+from edgewright_kernels.plan import decode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH = 100
+LOOKED = 64  # real samples on which engines are compared value by value
+LEAST_DB = 10.0  # where a healthy model has more, names that match may still mean other values
+FALLBACK_TARGET = "x86-64"
+HEALABLE = frozenset({"sqnr", "flips", "kernels"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What is known of where a model's error comes from.
+
+    Attributes:
+        layers: Each value that is on a grid, in order; empty where the float model cannot be compared so.
+        divergences: One of each kind that a check found at most.
+        remedy: What heals it; None where nothing failed that a remedy is known for.
+        checks: As given, those that did not pass with the remedy in them.
+    """
+
+    layers: tuple[LayerFinding, ...] = ()
+    divergences: tuple[Divergence, ...] = ()
+    remedy: Remedy | None = None
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What is held against what.
+
+    Attributes:
+        cases: Those of the verification.
+        expected: The float model's outputs for them.
+        min_sqnr_db, max_flip_rate: As `verify` has them.
+        least_agreement_db: Of an engine and the definition of its integers.
+    """
+
+    cases: Cases
+    expected: Arrays
+    min_sqnr_db: float
+    max_flip_rate: float
+    least_agreement_db: float
+
+    def judged(self, run: Run, exact: Run | None) -> list[Check]:
+        """The checks that a remedy must pass."""
+        got = dict(zip(self.expected, _outputs(run, self.cases).values(), strict=True))
+        natural = np.isin(self.cases.strata, NATURAL)
+        what = "signal to quantization noise against the float model"
+        noise = lowest_sqnr_db(self.expected, got, natural)
+        checks = [at_least("sqnr", what, noise, self.min_sqnr_db, "dB")]
+        flips = flipped(self.expected, got)
+        if flips is not None:
+            checks.append(flip_check(int(flips[natural].sum()), int(natural.sum()), self.max_flip_rate))
+        if exact is not None:
+            few = self.cases.chosen(np.arange(0, len(self.cases), max(1, len(self.cases) // BATCH)))
+            here, there = _outputs(run, few), _outputs(exact, few)
+            what = "ONNX Runtime's kernels against the graph, operator by operator"
+            checks.append(
+                at_least("kernels", what, lowest_sqnr_db(there, here), self.least_agreement_db, "dB")
+            )
+        return checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """That remedies are to be tried.
+
+    Attributes:
+        calibration: Samples to choose grids by, as for `export`.
+        quantize: The recipe that the artifact was made by; told from its integers if None.
+    """
+
+    calibration: Any
+    quantize: Quantize | None = None
+
+
+def explain(
+    subject: Subject,
+    model: nn.Module | Path,
+    samples: Mapping[str, Any],
+    checks: Sequence[Check],
+    bounds: Bounds,
+    *,
+    trial: Trial | None = None,
+    progress: OnProgress,
+) -> Explanation:
+    """Looks into a model that was verified.
+
+    Args:
+        subject: What was verified.
+        model: The float model. A module is traced only where a check did not pass.
+        samples: Real samples by the subject's input names.
+        checks: What was found.
+        bounds: What a remedy must reach.
+        trial: Try remedies, which takes a while; else they are only named.
+        progress: Called as the work goes on.
+    """
+    open_ = {c.name for c in checks if c.verdict != "passed"}
+    if not quantizes(subject.graph) or (subject.artifact is not None and subject.artifact.lengths):
+        return Explanation(checks=tuple(checks))
+    few = {n: v[:LOOKED] for n, v in samples.items()}
+    floats, measured = _measured(subject, model, few, traced=bool(open_ & HEALABLE))
+    progress(Progress(step="verify: layers", done=1, total=1))
+    found: list[Divergence | None] = []
+    if floats is not None and measured is not None and open_ & {"sqnr", "flips"}:
+        found.append(
+            quantization_divergence(
+                measured, floats, min_sqnr_db=bounds.min_sqnr_db, anyway="flips" in open_
+            )
+        )
+    if "kernels" in open_ and subject.artifact is None:
+        found.append(kernel_divergence(subject.graph, few))
+    if "onnx" in open_ and subject.artifact is not None and "plan.bin" in subject.artifact.files:
+        plan = decode(subject.artifact.read("plan.bin"))
+        trace = reference.trace(plan, subject.artifact.read("weights.safetensors"), few)
+        found.append(conversion_divergence(subject.graph, few, trace))
+    divergences = tuple(d for d in found if d is not None)
+    remedy = None
+    if open_ & HEALABLE:
+        remedy = _remedy(subject, model, floats, few, divergences, checks, bounds, trial, progress)
+    return Explanation(
+        layers=measured.findings if measured is not None else (),
+        divergences=divergences,
+        remedy=remedy,
+        checks=tuple(_with_remedy(c, divergences, remedy) for c in checks),
+    )
+
+
+def reference_graph(model: nn.Module | Path, subject: Subject, samples: Mapping[str, Any]) -> onnx.ModelProto:
+    """The float model as a graph whose names are those of the QDQ graph, as far as one can be had.
+
+    Raises:
+        ExportError: It cannot be read or traced.
+    """
+    if isinstance(model, Path):
+        raw = float_graph(model, slim=False)
+    else:
+        raw = float_graph(model, [samples[p.name][:2] for p in subject.inputs], slim=False)
+    values = grid_values(subject.graph, raw)
+    if sum(bool(v.expected) for v in values) >= 0.9 * len(values):
+        return raw
+    return tabulate(normalize(raw))
+
+
+def _measured(
+    subject: Subject, model: nn.Module | Path, samples: Mapping[str, Any], *, traced: bool
+) -> tuple[onnx.ModelProto | None, Measured | None]:
+    """The float model's graph, and each value against it; None where that cannot be."""
+    file = isinstance(model, Path) and model.suffix == ".onnx"
+    if not (file or traced) or _is_fixed(subject.graph):
+        return None, None
+    try:
+        floats = reference_graph(model, subject, samples)
+        if quantizes(floats) or _is_fixed(floats) or len(floats.graph.input) < len(samples):
+            return None, None
+        measured = measure(subject.graph, floats, samples)
+        if measured.findings and min(f.local_db for f in measured.findings) < LEAST_DB:
+            other = tabulate(normalize(floats))
+            again = measure(subject.graph, other, samples)
+            if len(again.findings) >= len(measured.findings):
+                floats, measured = other, again
+    except (ExportError, ValueError):
+        return None, None  # a float model of another form: verification itself does without
+    return floats, measured
+
+
+def _is_fixed(graph: onnx.ModelProto) -> bool:
+    """Whether a graph takes one batch size alone."""
+    return value_shapes(graph)[graph.graph.input[0].name][0] is not None
+
+
+def _remedy(
+    subject: Subject,
+    model: nn.Module | Path,
+    floats: onnx.ModelProto | None,
+    samples: Mapping[str, Any],
+    divergences: tuple[Divergence, ...],
+    checks: Sequence[Check],
+    bounds: Bounds,
+    trial: Trial | None,
+    progress: OnProgress,
+) -> Remedy:
+    mine = tuple(c for c in checks if c.name in HEALABLE)
+    target = FALLBACK_TARGET
+    candidates: list[Candidate]
+    if subject.artifact is not None:
+        base = trial.quantize if trial is not None and trial.quantize is not None else recipe_of(subject.graph)
+        if subject.artifact.targets:
+            target = subject.artifact.targets[0]
+        try:
+            floats_allowed = takes_floats(target)
+        except TargetError:
+            target = FALLBACK_TARGET
+            floats_allowed = takes_floats(target)
+        cause = next((d for d in divergences if d.kind == "quantization"), None)
+        candidates = recipe_candidates(
+            base, cause, min_sqnr_db=bounds.min_sqnr_db, floats_allowed=floats_allowed
+        )
+        before = Attempt(
+            change="as it is", recipe=recipe_text(base), size_bytes=size_of(subject.artifact), checks=mine
+        )
+    else:
+        given: Any = samples if trial is None else trial.calibration
+        calibration = {} if floats is None else calibration_samples(_renamed(given, subject, floats), floats)
+        candidates = file_candidates(subject.graph, floats, divergences, calibration)
+        before = Attempt(change="as it is", recipe="", size_bytes=subject.graph.ByteSize(), checks=mine)
+    if trial is None:
+        return Remedy(healed=False, before=before, untried=tuple(c.change for c in candidates))
+    return try_remedies(
+        candidates,
+        before,
+        bounds.judged,
+        model=model,
+        calibration=trial.calibration,
+        target=target,
+        report=progress,
+    )
+
+
+def _renamed(given: Any, subject: Subject, floats: onnx.ModelProto) -> Any:
+    """Samples under the float graph's names of the inputs."""
+    if not isinstance(given, Mapping):
+        return given
+    names = {p.name: v.name for p, v in zip(subject.inputs, floats.graph.input, strict=False)}
+    return {names.get(n, n): v for n, v in given.items()}
+
+
+def _with_remedy(check: Check, divergences: Sequence[Divergence], remedy: Remedy | None) -> Check:
+    """A check that did not pass says where and why, and what to do."""
+    kinds = {"sqnr": "quantization", "flips": "quantization", "kernels": "kernel", "onnx": "conversion"}
+    if check.verdict == "passed" or check.name not in kinds:
+        return check
+    said = [
+        f"{d.layer} ({d.operator or 'input'}): {d.because}" for d in divergences if d.kind == kinds[check.name]
+    ]
+    if remedy is not None and check.name in HEALABLE:
+        if remedy.healed:
+            said.append(f"tried, and it passes: {remedy.attempts[-1].change}")
+        elif remedy.attempts:
+            said.append(f"none of {len(remedy.attempts)} remedies that were tried is enough")
+        elif remedy.untried:
+            said.append(f"to try first: {remedy.untried[0]} (verify with remedies tries them)")
+    return replace(check, remedy="; ".join(said)) if said else check
+
+
+def _outputs(run: Run, cases: Cases) -> Arrays:
+    parts = [run(cases.batch(start, start + BATCH)) for start in range(0, len(cases), BATCH)]
+    return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
