@@ -471,10 +471,19 @@ def verify(
     seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Write the report, for `publish`.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page for people.")] = None,
+    remedies: Annotated[
+        bool, typer.Option("--remedies", help="Try what may heal it; needs --calibration, and some time.")
+    ] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help=".npy or .npz with samples, as for export.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe it was exported with, for remedies.")
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Compare what will run with its integer definition, exactly, and with the float model."""
-    from edgewright.verify_command import Outputs, run_verify
+    from edgewright.verify_command import Outputs, quantize_of, run_verify
 
     for file in (report, html):
         if file:
@@ -486,6 +495,8 @@ def verify(
         raise typer.BadParameter("needs --data with labels in y", param_hint="'--margin'")
     if margin is not None and not 0 < margin < 100:
         raise typer.BadParameter("give points between 0 and 100, such as 0.5", param_hint="'--margin'")
+    if remedies != (calibration is not None) or (recipe is not None and not remedies):
+        raise typer.BadParameter("--remedies and --calibration go together", param_hint="'--remedies'")
     code = run_verify(
         artifact,
         Outputs(report=report, html=html, json_to=json_to),
@@ -495,6 +506,9 @@ def verify(
         labels=labels,
         margin=0.01 if margin is None else margin / 100,
         seed=seed,
+        remedies=remedies,
+        calibration=_samples(calibration) if calibration else None,
+        quantize=quantize_of(recipe) if recipe else None,
     )
     raise typer.Exit(code)
 

@@ -144,6 +144,9 @@ def explain(
         bounds: What a remedy must reach.
         trial: Try remedies, which takes a while; else they are only named.
         progress: Called as the work goes on.
+
+    Raises:
+        VerifyError: Calibration samples do not fit an ONNX file.
     """
     open_ = {c.name for c in checks if c.verdict != "passed"}
     if not quantizes(subject.graph) or (subject.artifact is not None and subject.artifact.lengths):
@@ -154,9 +157,7 @@ def explain(
     found: list[Divergence | None] = []
     if floats is not None and measured is not None and open_ & {"sqnr", "flips"}:
         found.append(
-            quantization_divergence(
-                measured, floats, min_sqnr_db=bounds.min_sqnr_db, anyway="flips" in open_
-            )
+            quantization_divergence(measured, floats, min_sqnr_db=bounds.min_sqnr_db, anyway="flips" in open_)
         )
     if "kernels" in open_ and subject.artifact is None:
         found.append(kernel_divergence(subject.graph, few))
@@ -234,7 +235,9 @@ def _remedy(
     target = FALLBACK_TARGET
     candidates: list[Candidate]
     if subject.artifact is not None:
-        base = trial.quantize if trial is not None and trial.quantize is not None else recipe_of(subject.graph)
+        base = (
+            trial.quantize if trial is not None and trial.quantize is not None else recipe_of(subject.graph)
+        )
         if subject.artifact.targets:
             target = subject.artifact.targets[0]
         try:
@@ -251,7 +254,12 @@ def _remedy(
         )
     else:
         given: Any = samples if trial is None else trial.calibration
-        calibration = {} if floats is None else calibration_samples(_renamed(given, subject, floats), floats)
+        try:
+            calibration = (
+                {} if floats is None else calibration_samples(_renamed(given, subject, floats), floats)
+            )
+        except ExportError as error:
+            raise VerifyError(str(error)) from error
         candidates = file_candidates(subject.graph, floats, divergences, calibration)
         before = Attempt(change="as it is", recipe="", size_bytes=subject.graph.ByteSize(), checks=mine)
     if trial is None:
@@ -281,7 +289,9 @@ def _with_remedy(check: Check, divergences: Sequence[Divergence], remedy: Remedy
     if check.verdict == "passed" or check.name not in kinds:
         return check
     said = [
-        f"{d.layer} ({d.operator or 'input'}): {d.because}" for d in divergences if d.kind == kinds[check.name]
+        f"{d.layer} ({d.operator or 'input'}): {d.because}"
+        for d in divergences
+        if d.kind == kinds[check.name]
     ]
     if remedy is not None and check.name in HEALABLE:
         if remedy.healed:

@@ -1,4 +1,4 @@
-"""Changes to a QDQ graph that may heal it: another range, 16 bits, no grid, weights that no kernel saturates on.
+"""Changes to a QDQ graph that may heal it: another range, 16 bits, no grid, weights that are safe to add.
 
 Each returns a changed copy. Biases follow: engines add them as they are, on the grid of input times weight.
 """
@@ -21,7 +21,9 @@ _BIAS = 2  # place of the bias among a layer's inputs
 _OPSET_OF_16_BITS = 21
 
 
-def regridded(qdq: onnx.ModelProto, grids: Mapping[str, Grid], values: Collection[GridValue]) -> onnx.ModelProto:
+def regridded(
+    qdq: onnx.ModelProto, grids: Mapping[str, Grid], values: Collection[GridValue]
+) -> onnx.ModelProto:
     """Values on other grids.
 
     Args:
@@ -132,9 +134,12 @@ def _rebias(graph: Wiring) -> None:
             continue
         if {n.op_type for n in (bias, read, weight)} != {"DequantizeLinear"}:
             continue
-        scale = (graph.constants[read.input[1]] * graph.constants[weight.input[1]]).astype(np.float32).reshape(-1)
+        scale = (
+            (graph.constants[read.input[1]] * graph.constants[weight.input[1]]).astype(np.float32).reshape(-1)
+        )
         old = graph.constants[bias.input[1]]
-        if old.size in {scale.size, 1} and not np.allclose(old, scale.reshape(old.shape if old.size == scale.size else -1), rtol=1e-5):
+        same = old.size == scale.size and np.allclose(old.reshape(-1), scale, rtol=1e-5)
+        if old.size in {scale.size, 1} and not same:
             real = graph.constants[bias.input[0]].astype(np.float64) * old
             steps = np.clip(np.rint(real / scale), -(1 << 31), (1 << 31) - 1).astype(np.int32)
             again = onnx.NodeProto()

@@ -1,20 +1,19 @@
 """Remedies: what may heal a model is tried, from the cheapest on, and measured as verification measures.
 
 Of an artifact, a remedy is a change to the recipe's `[quantize]`: the float model is exported with it into a
-temporary folder, and what comes out is judged on the cases of the verification, which calibration did not see.
-Of an ONNX file, it is a change to its QDQ graph.
+temporary folder, and what comes out is judged on the cases of the verification, which calibration did not
+see. Of an ONNX file, it is a change to its QDQ graph.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import tomli_w
 
@@ -25,7 +24,7 @@ from edgewright.errors import SdkError
 from edgewright.exporting import export
 from edgewright.graph import onnx_function
 from edgewright.progress import OnProgress, Progress
-from edgewright.qdq_edits import reduced, regridded, unsigned, ungridded
+from edgewright.qdq_edits import reduced, regridded, ungridded, unsigned
 from edgewright.recipe import Quantize
 from edgewright.samples import Samples
 from edgewright.value_matching import GridValue, grid_values, integers_bits, on_grids
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "entropy")
 DEFAULT = Quantize()
+_Change = tuple[str, dict[str, Any]]
 
 Judge = Callable[[Run, Run | None], Sequence[Check]]
 """Checks of a function; the second is its definition, where both are to be compared."""
@@ -111,7 +111,9 @@ def recipe_of(qdq: onnx.ModelProto) -> Quantize:
     values = on_grids(qdq)
     bits = [integers_bits(constants[v.weight]) for v in values if v.weight in constants]
     wide = any(v.dtype == "int16" for v in values)
-    weights = "int8" if 4 not in bits else "int4" if set(bits) == {4} else "auto"
+    weights: Literal["int8", "int4", "auto"] = (
+        "int8" if 4 not in bits else "int4" if set(bits) == {4} else "auto"
+    )
     return replace(DEFAULT, weights=weights, activations="mixed" if wide else "uint8")
 
 
@@ -130,7 +132,7 @@ def recipe_candidates(
     ranges = [m for m in METHODS if m != base.calibration]
     if cause != "saturates":  # a smaller range is finer, a larger one cuts nothing off
         ranges = [m for m in ("mse", "entropy", "percentile", "minmax") if m in ranges]
-    free = [(f"recalibrate: ranges by {m}", {"calibration": m}) for m in ranges]
+    free: list[_Change] = [(f"recalibrate: ranges by {m}", {"calibration": m}) for m in ranges]
     if base.rounding == "nearest":
         free.append(("round weights so that layers keep their results", {"rounding": "gptq"}))
     if base.smooth == "off":
@@ -139,15 +141,15 @@ def recipe_candidates(
         free.append(("correct the biases", {"correct_bias": True}))
     if cause == "weights":
         free.sort(key=lambda f: "calibration" in f[1])
-    bits = [("8-bit weights", {"weights": "int8"})] if base.weights != "int8" else []
-    wide: list[tuple[str, dict[str, Any]]] = []
+    bits: list[_Change] = [("8-bit weights", {"weights": "int8"})] if base.weights != "int8" else []
+    wide: list[_Change] = []
     if base.activations != "int16":
         aim = max(base.min_sqnr_db, min_sqnr_db + 10)
         wide = [
             ("16 bits for the values that need them most", {"activations": "auto", "min_sqnr_db": aim}),
             ("16-bit activations", {"activations": "int16"}),
         ]
-    last: list[tuple[str, dict[str, Any]]] = []
+    last: list[_Change] = []
     if floats_allowed and divergence is not None and divergence.operator in {"Conv", "Gemm", "MatMul"}:
         kept = (*base.keep_float, divergence.layer)
         last = [(f"keep {divergence.layer} in floating point", {"keep_float": kept})]
@@ -205,9 +207,9 @@ def file_candidates(
     wide = replace(DEFAULT, activations="auto")
     found.append(Candidate(change=f"16 bits for {where}", quantize=wide, edit=on("minmax", "int16")))
     if len(named) == 1:
-        recipe = replace(DEFAULT, keep_float=(cause.layer,)) if named[0].weight else None
+        kept = replace(DEFAULT, keep_float=(cause.layer,)) if named[0].weight else None
         edit = _without_grid(qdq, floats, named[0])
-        found.append(Candidate(change=f"keep {cause.layer} in floating point", quantize=recipe, edit=edit))
+        found.append(Candidate(change=f"keep {cause.layer} in floating point", quantize=kept, edit=edit))
     return found
 
 
@@ -242,10 +244,11 @@ def try_remedies(
     for number, candidate in enumerate(candidates):
         report(Progress(step="remedies", done=number, total=len(candidates)))
         text = recipe_text(candidate.quantize) if candidate.quantize is not None else ""
-        size, checks, error = 0, (), ""
+        size, error = 0, ""
+        checks: tuple[Check, ...] = ()
         try:
-            for run, exact, size in _made(candidate, model, calibration, target):
-                checks = tuple(judge(run, exact))
+            with _made(candidate, model, calibration, target) as (run, exact, size_bytes):
+                size, checks = size_bytes, tuple(judge(run, exact))
         except (SdkError, RunnerError) as failed:
             error = str(failed)
         attempts.append(
@@ -258,6 +261,7 @@ def try_remedies(
     return Remedy(healed=healed, before=before, attempts=tuple(attempts))
 
 
+@contextmanager
 def _made(
     candidate: Candidate, model: nn.Module | Path, calibration: Any, target: str
 ) -> Iterator[tuple[Run, Run | None, int]]:

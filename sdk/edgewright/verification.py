@@ -35,12 +35,14 @@ from edgewright.certifying import certify
 from edgewright.checks import Check, at_least, at_most
 from edgewright.coverage import Watch, cover, coverage_check, far_samples
 from edgewright.errors import VerifyError
+from edgewright.explaining import Bounds, Trial, explain
 from edgewright.litert.model import litert_check, litert_run
 from edgewright.metamorphic import relations
 from edgewright.operator_probes import probe_checks
 from edgewright.overflow_risks import look_for_overflow
 from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
+from edgewright.recipe import Quantize
 from edgewright.soundness.examining import examine
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
 from edgewright.verification_inputs import Reference, real_samples
@@ -79,6 +81,9 @@ def verify(
     min_sqnr_db: float = 20.0,
     labels: npt.ArrayLike | None = None,
     margin: float = 0.01,
+    remedies: bool = False,
+    calibration: Any = None,
+    quantize: Quantize | None = None,
     progress: OnProgress | None = None,
 ) -> VerificationReport:
     """Compares what will run with its definition and with the float model it was made from.
@@ -96,15 +101,22 @@ def verify(
         min_sqnr_db: The least signal to quantization noise ratio on natural cases, in dB.
         labels: Class numbers of the real samples, (samples,): then accuracy is checked on them.
         margin: Accuracy, 0..1, that may be lost on them.
+        remedies: Where a check does not pass, try what may heal it, which takes a while. Else the report
+            names what would be tried first.
+        calibration: For remedies: samples to choose grids by, as for `export`.
+        quantize: For remedies: the recipe that the artifact was exported with, of which one thing is changed;
+            told from its integers if left out.
         progress: Called as the work goes on.
 
     Raises:
         VerifyError: The reference and the artifact do not fit each other, or the data does not fit.
         ArtifactError: The artifact cannot be opened.
-        ValueError: Too few cases.
+        ValueError: Too few cases, or remedies without calibration samples.
     """
     if cases < 20:
         raise ValueError(f"{cases} cases say nothing; ask for 20 at least")
+    if remedies and calibration is None:
+        raise ValueError("remedies choose grids by calibration samples; give some (calibration)")
     subject = _subject(artifact, data)
     samples = real_samples(subject, data)
     report = progress or (lambda _: None)
@@ -180,6 +192,16 @@ def verify(
     if labels is not None:
         there, here = _on_samples(floats, subject, samples, report)
         checks.append(accuracy_check(there, here, labels, margin))
+    bounds = Bounds(
+        cases=drawn,
+        expected=expected,
+        min_sqnr_db=min_sqnr_db,
+        max_flip_rate=max_flip_rate,
+        least_agreement_db=AGREEMENT_DB,
+    )
+    trial = Trial(calibration=calibration, quantize=quantize) if remedies else None
+    why = explain(subject, floats.model, samples, checks, bounds, trial=trial, progress=report)
+    checks = list(why.checks)
     certificate = None
     if all(c.verdict == "passed" for c in checks):
         certificate = certify(
@@ -209,6 +231,9 @@ def verify(
         worst=worst_cases(expected, got, drawn, subject.inputs),
         certificate=certificate,
         coverage=coverage,
+        layers=why.layers,
+        divergences=why.divergences,
+        remedy=why.remedy,
         overflow=overflow,
         findings=sound.findings,
     )

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from edgewright.agreement import ErrorSplit, WorstCase
 from edgewright.checks import Check
 from edgewright.coverage import Coverage
+from edgewright.divergence import Divergence
 from edgewright.errors import VerifyError
+from edgewright.layer_findings import LayerFinding
 from edgewright.overflow_risks import OverflowFinding
 from edgewright.plain import from_plain, to_plain
+from edgewright.remedies import Remedy
 from edgewright.soundness.finding import Finding
 from edgewright_device import Certificate
 
@@ -42,6 +45,10 @@ class VerificationReport:
         worst: Natural cases on which the outputs lie farthest from the float model's, the worst first.
         overflow: For each layer and runtime that adds products in 16 bits, whether any input overflows them.
         coverage: How far the cases moved the model; None where nothing is on a grid.
+        layers: What quantization adds at each value, and what has gathered; empty where the float model is a
+            module and every check passed, or cannot be compared layer by layer.
+        divergences: Where it leaves what is expected, for checks that did not pass.
+        remedy: What heals it, or would be tried; None where nothing needs it.
         certificate: What this verification vouches for; None where a check did not pass.
         findings: What is wrong with layers, grids and operators, each with its place.
     """
@@ -62,6 +69,9 @@ class VerificationReport:
     worst: tuple[WorstCase, ...] = ()
     stratum_flips: Mapping[str, int] = field(default_factory=dict)
     coverage: Coverage | None = None
+    layers: tuple[LayerFinding, ...] = ()
+    divergences: tuple[Divergence, ...] = ()
+    remedy: Remedy | None = None
     overflow: tuple[OverflowFinding, ...] = ()
     certificate: Certificate | None = None
     findings: tuple[Finding, ...] = ()

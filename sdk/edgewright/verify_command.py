@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from edgewright.console import DID_NOT_HOLD, console_for, emit, noting, progress_bar
+from edgewright.remedies import Remedy
 from edgewright.verification_report import VerificationReport
+
+if TYPE_CHECKING:
+    from edgewright.recipe import Quantize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,11 @@ def run_verify(artifact: Path, outputs: Outputs, **asked: Any) -> int:
     for check in found.checks:
         if check.remedy:
             console.print(f"[bold]{escape(check.name)}:[/] {escape(check.remedy)}")
+    if found.remedy is not None and found.remedy.attempts:
+        console.print(_attempts(found.remedy))
+        if found.remedy.healed and found.remedy.attempts[-1].recipe:
+            console.print("In a recipe:")
+            console.print(escape(found.remedy.attempts[-1].recipe.rstrip()))
     if outputs.report:
         _write(outputs.report, found.to_json())
     if outputs.html:
@@ -71,6 +80,25 @@ def _table(report: VerificationReport, title: str) -> Table:
             f"[{color}]{check.verdict}[/]",
         )
     return table
+
+
+def _attempts(remedy: Remedy) -> Table:
+    names = [c.name for c in remedy.before.checks]
+    table = Table("remedies tried", *names, "bytes", title_justify="left")
+    for attempt in (remedy.before, *remedy.attempts):
+        found = {c.name: f"{c.value:.4g} {c.unit}, {c.verdict}" for c in attempt.checks}
+        cells = [found.get(n, "") for n in names]
+        if attempt.error:
+            cells[0] = escape(attempt.error)
+        table.add_row(escape(attempt.change), *cells, f"{attempt.size_bytes:,}")
+    return table
+
+
+def quantize_of(recipe: Path) -> Quantize:
+    """The `[quantize]` of a recipe's file."""
+    from edgewright.recipe import Recipe
+
+    return Recipe.from_toml(recipe).quantize
 
 
 def _write(file: Path, text: str) -> None:

@@ -126,7 +126,7 @@ def test_without_data_the_golden_inputs_serve(healthy: Artifact, model: Path) ->
 def test_progress_ends_where_it_said(healthy: Artifact, model: Path) -> None:
     seen: list[Progress] = []
     verify(healthy, reference=model, data=X, cases=130, progress=seen.append)
-    steps = ("samples", "float", "native", "exact", "onnxruntime", "examine")
+    steps = ("samples", "float", "native", "exact", "onnxruntime", "examine", "layers")
     assert {p.step for p in seen} == {f"verify: {s}" for s in steps}
     assert sum(p.done == p.total for p in seen) == len(steps)
     assert {p.total for p in seen if p.step in ("verify: float", "verify: native")} == {130}
