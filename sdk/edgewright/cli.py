@@ -474,9 +474,7 @@ def verify(
     remedies: Annotated[
         bool, typer.Option("--remedies", help="Try what may heal it; needs --calibration, and some time.")
     ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help=".npy or .npz with samples, as for export.")
-    ] = None,
+    calibration: Annotated[Path | None, typer.Option(help=".npz with samples, as for export.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="The recipe it was exported with, for remedies.")
     ] = None,

@@ -25,6 +25,7 @@ from edgewright.graph import float_graph, quantizes
 from edgewright.indices import tabulate
 from edgewright.layer_findings import LayerFinding, Measured, measure
 from edgewright.normalform import normalize
+from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Quantize
 from edgewright.remedies import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 BATCH = 100
 LOOKED = 64  # real samples on which engines are compared value by value
 LEAST_DB = 10.0  # where a healthy model has more, names that match may still mean other values
+REFERENCE_WORK = 500_000_000  # multiply-accumulates that the numpy reference may take: half a second
 FALLBACK_TARGET = "x86-64"
 HEALABLE = frozenset({"sqnr", "flips", "kernels"})
 
@@ -163,8 +165,10 @@ def explain(
         found.append(kernel_divergence(subject.graph, few))
     if "onnx" in open_ and subject.artifact is not None and "plan.bin" in subject.artifact.files:
         plan = decode(subject.artifact.read("plan.bin"))
-        trace = reference.trace(plan, subject.artifact.read("weights.safetensors"), few)
-        found.append(conversion_divergence(subject.graph, few, trace))
+        work = sum(operator_macs(plan, op) for op in plan.ops)
+        traced = {n: v[: max(1, REFERENCE_WORK // max(1, work))] for n, v in few.items()}
+        trace = reference.trace(plan, subject.artifact.read("weights.safetensors"), traced)
+        found.append(conversion_divergence(subject.graph, traced, trace))
     divergences = tuple(d for d in found if d is not None)
     remedy = None
     if open_ & HEALABLE:
