@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from edgewright.agreement import NATURAL, flip_check, flipped, lowest_sqnr_db
+from edgewright.agreement import DECIDED, NATURAL, flip_check, flipped, lowest_sqnr_db
 from edgewright.cases import Cases
 from edgewright.checks import Check, at_least
 from edgewright.divergence import (
@@ -102,7 +102,8 @@ class Bounds:
         checks = [at_least("sqnr", what, noise, self.min_sqnr_db, "dB")]
         flips = flipped(self.expected, got)
         if flips is not None:
-            checks.append(flip_check(int(flips[natural].sum()), int(natural.sum()), self.max_flip_rate))
+            decided = np.isin(self.cases.strata, DECIDED)
+            checks.append(flip_check(int(flips[decided].sum()), int(decided.sum()), self.max_flip_rate))
         if exact is not None:
             few = self.cases.chosen(np.arange(0, len(self.cases), max(1, len(self.cases) // BATCH)))
             here, there = _outputs(run, few), _outputs(exact, few)
