@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgewright_device.artifact import Artifact
 from edgewright_device.certificate import Certificate
-from edgewright_device.manifest import Part, Port
+from edgewright_device.manifest import SYMMETRIC, Part, Port
 from edgewright_device.runner import EXACT_BACKENDS, Runner
 
 BOUND_STEPS = 2
@@ -57,9 +57,9 @@ def check(
 ) -> HealthReport:
     """Opens the artifact at `path` and replays its golden vectors.
 
-    Engines that are not exact are held to the steps that the certificate in its report.json gives them, or to
-    `BOUND_STEPS` where it says nothing. An artifact that cannot be opened or run, or whose report did not
-    pass, is a failed check, not an exception.
+    Engines that are not exact are held to the steps that the certificate in its report.json gives them, those
+    that run symmetric.onnx to the steps it gives that file, or to `BOUND_STEPS` where it says nothing. An
+    artifact that cannot be opened or run, or whose report did not pass, is a failed check, not an exception.
 
     Args:
         path: The artifact's directory.
@@ -72,8 +72,9 @@ def check(
     try:
         artifact = Artifact.open(path)
         certificate = Certificate.of(artifact)
-        steps = certificate.bounds.get(backend, BOUND_STEPS) if certificate else BOUND_STEPS
         runner = Runner(artifact, backend, providers=providers, cache=cache)
+        form = SYMMETRIC if runner.provider and runner.provider.file == SYMMETRIC else backend
+        steps = certificate.bounds.get(form, BOUND_STEPS) if certificate else BOUND_STEPS
         provider = runner.provider.text if runner.provider else ""
         reason = replay(runner, steps=steps)
         inputs, _ = artifact.golden()

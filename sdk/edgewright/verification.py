@@ -36,6 +36,7 @@ from edgewright.checks import Check, at_least, at_most
 from edgewright.coverage import Watch, cover, coverage_check, far_samples
 from edgewright.errors import VerifyError
 from edgewright.explaining import Bounds, Trial, explain
+from edgewright.graph import onnx_function, read_onnx
 from edgewright.litert.model import litert_check, litert_run
 from edgewright.metamorphic import relations
 from edgewright.operator_probes import probe_checks
@@ -47,7 +48,7 @@ from edgewright.soundness.examining import examine
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
 from edgewright.verification_inputs import Reference, real_samples
 from edgewright.verification_report import VerificationReport
-from edgewright_device import Artifact, Runner, replay
+from edgewright_device import SYMMETRIC, Artifact, Runner, replay
 from edgewright_kernels import cpu_paths
 from edgewright_kernels.plan import decode
 
@@ -66,6 +67,7 @@ FEWEST = 5
 # What two float32 engines of one QDQ graph, or a QDQ graph and an integer program, must have in common: a
 # value midway between two steps may be rounded either way, and that may go on.
 AGREEMENT_DB = 25.0
+COARSER = "its grids have their zero in the middle: keep sensitive layers in floating point (`keep_float`)"
 # An artifact whose engine is not exact may differ from its golden outputs by this share of their range.
 GOLDEN_TOLERANCE = 0.02
 
@@ -171,6 +173,13 @@ def verify(
         what = "model.onnx in ONNX Runtime against the native engine"
         checks.append(at_least("onnx", what, agreement, AGREEMENT_DB, "dB"))
         checks += probe_checks(subject.artifact, subject.graph, drawn.chosen(close).inputs)
+        if SYMMETRIC in subject.artifact.files:
+            symmetric = onnx_function(read_onnx(subject.artifact.path / SYMMETRIC))
+            others[SYMMETRIC] = _run(symmetric, drawn.chosen(close), SYMMETRIC, report)
+            what = f"signal to noise of {SYMMETRIC} against the float model"
+            wanted = {n: v[close] for n, v in expected.items()}
+            found = lowest_sqnr_db(wanted, others[SYMMETRIC], np.isin(drawn.strata[close], NATURAL))
+            checks.append(at_least("symmetric", what, found, min_sqnr_db, "dB", remedy=COARSER))
         if (litert := litert_run(subject.artifact, report)) is not None:
             others["litert"] = _run(litert, drawn.chosen(close), "litert", report)
             checks.append(litert_check(subject.artifact, at_close, others["litert"]))

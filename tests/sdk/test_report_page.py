@@ -28,7 +28,7 @@ X = corners_and_more(8)
 def report(tmp_path_factory: pytest.TempPathFactory) -> VerificationReport:
     model = saved(mlp(), tmp_path_factory.mktemp("page") / "mlp.onnx")
     artifact = export(model, target="x86-64", calibration=X, out=model.parent / "mlp.ew")
-    return verify(artifact, reference=model, data=X, cases=120)
+    return verify(artifact, reference=model, data=X, cases=400)
 
 
 class Reader(HTMLParser):

@@ -19,6 +19,7 @@ from edgewright.graph import onnx_function, read_onnx
 from edgewright.recipe import Quantize
 from edgewright.statistics import sqnr_db
 from edgewright.symmetric import WEIGHTED, symmetric_graph, symmetric_scale
+from edgewright.verification import verify
 from edgewright_device import SYMMETRIC
 
 
@@ -134,6 +135,18 @@ def test_an_artifact_for_tensorrt_has_the_file_and_no_other_has(tmp_path: Path) 
     outside = [i for i in linked if i.data_location == onnx.TensorProto.EXTERNAL]
     assert len([i for i in outside if i.data_type == onnx.TensorProto.INT8]) == 3, "weights are stored once"
     assert orin.files["plan.bin"] == plain.files["plan.bin"]
+
+
+def test_verification_judges_it_and_certifies_how_far_it_lies(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Residual().eval()
+    artifact = export(net, target="jetson-orin", calibration=IMAGES, out=tmp_path / "orin.ew")
+    report = verify(artifact, reference=net, data=IMAGES, cases=400, max_flip_rate=0.3)
+    (check,) = (c for c in report.checks if c.name == "symmetric")
+    assert check.verdict == "passed"
+    assert report.certificate is not None
+    assert 2 <= report.certificate.bounds[SYMMETRIC] <= 60
 
 
 def test_a_grid_that_is_symmetric_stays() -> None:
