@@ -137,7 +137,7 @@ def _compare(
     found: Bare, reference: nn.Module | Path, subject: Subject, samples: Mapping[str, Array]
 ) -> _Compared:
     """Everything that needs the float model."""
-    floats = reference_graph(reference, subject, samples)
+    floats, quantized = reference_graph(reference, subject, samples)
     other = found if subject.artifact is not None else normal(found)
     fold(other)
     graph, touched = prepared(floats, other)
@@ -156,7 +156,8 @@ def _compare(
         )
     findings = [_operator(each, least[each.exact], pairing) for each in wrong]
     findings += _weights(pairing, values, touched, subject.graph)
-    findings += grids.misfits(other, seen)
+    if not quantized:  # whose values lack the clamps that its grids stood for
+        findings += grids.misfits(other, seen)
     counted = [n for n in pairing.constants if n in other.integers]
     return _Compared(findings=findings, constants=len(counted), operators=len(own))
 

@@ -26,8 +26,8 @@ Array = npt.NDArray[Any]
 
 def reference_graph(
     model: nn.Module | Path, subject: Subject, samples: Mapping[str, Array]
-) -> onnx.ModelProto:
-    """The reference as one normalized float graph, its inputs called as the subject's.
+) -> tuple[onnx.ModelProto, bool]:
+    """The reference as one normalized float graph, its inputs called as the subject's; had it grids?
 
     Args:
         model: As `verify` takes it.
@@ -41,14 +41,15 @@ def reference_graph(
     example = None if isinstance(model, Path) else [samples[p.name][:2] for p in subject.inputs]
     axes = [1 + p.shape[1:].index(None) if None in p.shape[1:] else None for p in subject.inputs]
     if _is_trained(model):
-        raw = bare(model.trained_graph()).graph.model()  # type: ignore[union-attr,operator]
+        raw = model.trained_graph()  # type: ignore[union-attr,operator]
     else:
         raw = float_graph(model, example, slim=False, sequence=axes if lengths and example else None)
-    if quantizes(raw):
+    grids = quantizes(raw)
+    if grids:
         raw = bare(raw).graph.model()
     if lengths:
-        return renamed(Sequences.of(raw, lengths.sizes).at(lengths.sizes[-1]), subject)
-    return renamed(tabulate(normalize(raw)), subject)
+        return renamed(Sequences.of(raw, lengths.sizes).at(lengths.sizes[-1]), subject), grids
+    return renamed(tabulate(normalize(raw)), subject), grids
 
 
 def _is_trained(model: nn.Module | Path) -> bool:
