@@ -48,6 +48,33 @@ def bar_chart(bars: Sequence[tuple[str, float]], unit: str) -> str:
     )
 
 
+def layer_chart(names: Sequence[str], bars: Sequence[float], dots: Sequence[float], unit: str) -> str:
+    """A bar and a dot for each layer, in order; hovering one names it."""
+    wide, high, left = 850.0, 180.0, 40.0
+    finite = [v for v in (*bars, *dots) if math.isfinite(v)]
+    most = 10 * math.ceil(max([*finite, 10.0]) / 10)
+    step = (wide - left) / max(1, len(names))
+    shapes = []
+    for mark in range(0, most + 1, 10 if most <= 60 else 20):
+        y = high - high * mark / most
+        shapes.append(
+            f'<line x1="{left}" x2="{wide}" y1="{y:.0f}" y2="{y:.0f}" stroke="var(--line)"/>'
+            f'<text x="0" y="{y + 4:.0f}" class="soft">{mark} {unit}</text>'
+        )
+    for place, (name, bar, dot) in enumerate(zip(names, bars, dots, strict=True)):
+        x = left + place * step
+        tall, up = (high * max(0.0, min(most, v if math.isfinite(v) else most)) / most for v in (bar, dot))
+        shapes.append(
+            f"<g><title>{escape(name)}: {bar:.1f} {unit}, alone {dot:.1f} {unit}</title>"
+            f'<rect x="{x:.1f}" y="{high - tall:.1f}" width="{max(1.0, step * 0.8):.1f}" height="{tall:.1f}" '
+            f'fill="var(--bar-2)"/><circle cx="{x + step * 0.4:.1f}" cy="{high - up:.1f}" '
+            f'r="{min(3.5, max(1.5, step * 0.3)):.1f}" fill="var(--bar)"/></g>'
+        )
+    label = f"signal to noise of {len(names)} values in order"
+    box = f"0 -8 {wide:.0f} {high + 16:.0f}"
+    return f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(shapes)}</svg>'
+
+
 def number(value: float) -> str:
     """Four digits, or what a value is that is none."""
     if not math.isfinite(value):

@@ -6,8 +6,85 @@ from collections.abc import Sequence
 from html import escape
 
 from edgewright.coverage import Coverage
+from edgewright.divergence import Divergence
+from edgewright.layer_findings import LayerFinding
 from edgewright.overflow_risks import OverflowFinding
-from edgewright.page_parts import table
+from edgewright.page_parts import layer_chart, number, table, verdict_mark
+from edgewright.remedies import Remedy
+from edgewright.soundness.finding import Finding
+
+WORST_LAYERS = 12
+
+
+def inside(findings: Sequence[Finding]) -> str:
+    """What was found wrong inside, with its place and a likely cause; empty where nothing was."""
+    if not findings:
+        return ""
+    rows = [(f"<code>{escape(f.place)}</code>", escape(f.found), escape(f.cause)) for f in findings]
+    return "<h2>Found inside</h2>\n" + table(("where", "what", "likely cause"), rows)
+
+
+def layers(found: Sequence[LayerFinding]) -> str:
+    """Signal to noise layer by layer; empty where the layers could not be compared."""
+    if not found:
+        return ""
+    names = [f"{f.layer} ({f.operator})" if f.operator else f.layer for f in found]
+    chart = layer_chart(names, [f.accumulated_db for f in found], [f.local_db for f in found], "dB")
+    least = sorted(found, key=lambda f: f.local_db)[:WORST_LAYERS]
+    rows = [
+        (
+            f'<code class="name">{escape(f.layer)}</code> {escape(f.operator)}',
+            escape(f.grid) + (f", {f.weight_bits}-bit weights" if f.weight_bits else ""),
+            number(f.accumulated_db),
+            number(f.local_db),
+            f"{100 * (f.below + f.above):.2g} %",
+            f"{number(f.worst_channel_db)} in {f.worst_channel}",
+        )
+        for f in least
+    ]
+    heads = ("layer", "grid", "#gathered, dB", "#alone, dB", "#beyond its grid", "#worst channel, dB")
+    return (
+        "<h2>Layer by layer</h2>\n"
+        "<p>Signal to noise of each value against the float model's, in order: a bar for what has gathered "
+        f"up to there, a dot for what the layer adds alone. On {found[0].cases} cases.</p>\n{chart}"
+        '<p class="soft">Those with most noise of their own:</p>\n' + table(heads, rows)
+    )
+
+
+def cause(divergences: Sequence[Divergence], remedy: Remedy | None) -> str:
+    """The first node that diverges, why, and what was tried; empty where nothing diverges."""
+    if not divergences and remedy is None:
+        return ""
+    told = "".join(
+        f"<p><b>{escape(d.kind.capitalize())}</b> diverges first at <code>{escape(d.layer)}</code> "
+        f"({escape(d.operator)}): {escape(d.because)}</p>\n"
+        for d in divergences
+    )
+    return "<h2>The cause, and what heals it</h2>\n" + told + ("" if remedy is None else _tried(remedy))
+
+
+def _tried(remedy: Remedy) -> str:
+    if not remedy.attempts:
+        waiting = "".join(f"<li>{escape(words)}</li>" for words in remedy.untried)
+        return f"<p>Not tried yet (<code>--remedies</code> does):</p><ul>{waiting}</ul>" if waiting else ""
+    rows = [
+        (
+            escape(a.change),
+            "<br>".join(f"{escape(c.name)} {number(c.value)} {escape(c.unit)}" for c in a.checks)
+            or escape(a.error),
+            f"{a.size_bytes:,}" if a.size_bytes else "",
+            verdict_mark("passed" if a.passed else "failed"),
+        )
+        for a in (remedy.before, *remedy.attempts)
+    ]
+    last = remedy.attempts[-1]
+    recipe = f"<pre>{escape(last.recipe)}</pre>" if remedy.healed and last.recipe else ""
+    words = (
+        f"<p><b>{escape(last.change)}</b> heals it.</p>"
+        if remedy.healed
+        else "<p>None of these heals it.</p>"
+    )
+    return words + recipe + table(("change", "what it gives", "#bytes", "verdict"), rows)
 
 
 def overflow(findings: Sequence[OverflowFinding]) -> str:

@@ -11,7 +11,7 @@ from edgewright.agreement import WorstCase
 from edgewright.checks import Check
 from edgewright.page_parts import bar_chart, number, table, verdict_mark
 from edgewright.preview import Preview
-from edgewright.report_details import coverage, overflow
+from edgewright.report_details import cause, coverage, inside, layers, overflow
 from edgewright.verification_report import VerificationReport
 
 _KINDS = {
@@ -30,9 +30,12 @@ def html_page(report: VerificationReport) -> str:
     sections = [
         _header(report),
         _wrong(report.checks),
+        inside(report.findings),
+        cause(report.divergences, report.remedy),
         _checks(report.checks),
         _errors(report),
         _strata(report),
+        layers(report.layers),
         overflow(report.overflow),
         coverage(report.coverage),
         _worst(report.worst),

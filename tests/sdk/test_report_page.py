@@ -15,7 +15,9 @@ from edgewright.checks import at_least
 from edgewright.exporting import export
 from edgewright.page_parts import bar_chart
 from edgewright.preview import preview
+from edgewright.remedies import Attempt, Remedy
 from edgewright.report_page import html_page
+from edgewright.soundness.finding import Finding
 from edgewright.verification import verify
 from edgewright.verification_report import VerificationReport
 from edgewright_device import Port
@@ -137,3 +139,29 @@ def test_the_command_writes_the_page(tmp_path: Path, report: VerificationReport)
     assert run_verify(model, outputs, reference=model, cases=200, data=X) == 0
     assert "✓ passed" in (tmp_path / "deep" / "r.html").read_text("utf-8")
     assert VerificationReport.from_json((tmp_path / "r.json").read_text("utf-8")).passed
+
+
+def test_the_inside_is_shown_layer_by_layer(report: VerificationReport) -> None:
+    page = read(html_page(report))
+    assert "Layer by layer" in page.text
+    for layer in report.layers:
+        assert layer.layer in page.text
+    assert "Found inside" not in page.text
+
+
+def test_what_was_found_and_tried_is_told(report: VerificationReport) -> None:
+    found = Finding(check="weights", place="fc<1>", found="0.3 of its steps", cause="scales along axis 1")
+    bad = at_least("sqnr", "noise", 3.0, 20.0, "dB")
+    good = at_least("sqnr", "noise", 30.0, 20.0, "dB")
+    before = Attempt(change="as it is", recipe="", size_bytes=10, checks=(bad,))
+    after = Attempt(
+        change="recalibrate", recipe='[quantize]\ncalibration = "mse"\n', size_bytes=11, checks=(good,)
+    )
+    remedy = Remedy(healed=True, before=before, attempts=(after,))
+    page = read(html_page(replace(report, findings=(found,), remedy=remedy)))
+    assert "fc<1>" in page.text
+    assert "scales along axis 1" in page.text
+    assert "recalibrate heals it." in page.text
+    assert 'calibration = "mse"' in page.text
+    waiting = Remedy(healed=False, before=before, untried=("16-bit activations",))
+    assert "16-bit activations" in read(html_page(replace(report, remedy=waiting))).text
