@@ -36,6 +36,8 @@ FEW_SAMPLES = 16  # with fewer, a value's range is not known well enough to call
 WIDE = 3.0
 IDLE = 0.04  # of a grid: ten steps of 255
 SHIFTED = 28  # steps that a grid is too far to one side
+SHIFTED_SAMPLES = 32  # that are needed to say so,
+SHIFTED_SHARE = 0.15  # and that must go beyond the other side
 SAME = 1e-5  # relative: float32 products of scales
 
 _MOVES = frozenset(
@@ -271,11 +273,14 @@ def _wasted(
             found=f"it cannot be below 0, and {100 * -low / span:.0f} % of its steps are ({grid})",
             cause=f"its zero point, {zero}, is wrong",
         )
+    over = float(np.mean((what.most > high) | (what.least < low)))
+    if symmetric or what.clamped or len(what.least) < SHIFTED_SAMPLES or over < SHIFTED_SHARE:
+        return None
     step = float(pair.scale.reshape(-1)[0])
     idle = ((least - low) / step, (high - most) / step)
     cut = ((most - high) / step, (low - least) / step)
     for way, (free, gone) in zip(("low", "high"), zip(idle, cut, strict=True), strict=True):
-        if free > SHIFTED and gone > 0.3 * SHIFTED and not (symmetric or what.clamped):
+        if free > SHIFTED and gone > 0.3 * SHIFTED:
             return Finding(
                 check="grids",
                 place=f"value {pair.value!r}",

@@ -32,6 +32,7 @@ SIGMAS = 6.0
 STAYS = 0.01  # relative: a trend below it is none, whatever its error
 STAYS_OF_FOUR = 0.05  # clipped weights of 4 bits make one
 CLIPPED_OF_EIGHT = 3.0  # steps beyond the grid: 2 % of 127, and rounding
+CUT_OFF = 0.1  # steps nearer to zero, on average, beyond chance
 CLIPPED_OF_FOUR = 11.0  # int4.py clips at 0.4 of the largest weight
 
 
@@ -115,7 +116,7 @@ def residual(weight: Array, integers: Integers, axis: int | None, limits: Limits
     towards = _towards_zero(r, wanted)
     excess = float(measures.max(initial=0.0))
     if limits.single == ROUNDED.single:
-        excess = max(excess, towards / 0.3)
+        excess = max(excess, towards / CUT_OFF)
     broken = "" if excess <= 1 else _why(rows, wanted, r, measures, towards, integers)
     if broken and along is not None and along != axis:
         broken = f"its scales lie along axis {along}, its output channels along axis {axis}"
