@@ -86,10 +86,10 @@ def _taken(
         if node.op_type == "Slice":
             of = order(node.input[0], depth + 1)
             numbers = [graph.constants.get(n) for n in node.input[1:]]
-            if of is None or len(numbers) != 4 or any(n is None or n.size != 1 for n in numbers):
+            if of is None or len(numbers) not in (3, 4) or any(n is None or n.size != 1 for n in numbers):
                 return None
-            start, end, along, step = (int(n.reshape(())) for n in numbers if n is not None)
-            return of[start:end:step] if along % rank == axis else None
+            start, end, along, *step = (int(n.reshape(())) for n in numbers if n is not None)
+            return of[slice(start, end, *step)] if along % rank == axis else None
         return None
 
     found = order(name)

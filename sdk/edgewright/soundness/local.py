@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgewright.errors import ExportError
 from edgewright.fusion import MASKED
 from edgewright.graph import onnx_function
 from edgewright.soundness.grids import Seen, seen
 from edgewright.soundness.pairing import Pairing
 
 Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 MOST_BYTES = 64 << 20  # of values held of one graph
 SAMPLES = 64  # of the float model
 FEWEST = 8
@@ -72,12 +74,19 @@ def float_values(
     ends = [0, *range(few, count, piece), count]
     for start, end in itertools.pairwise(dict.fromkeys(ends)):
         feed = {n: v[start:end] for n, v in samples.items()}
-        got = run(feed)
+        got = _given(run, feed)
         values = {**feed, **{their: got[mine] for their, mine in inside.items()}}
         first = first or values
         for place, what in seen(pairing.bare, values).items():
             found[place] = found[place].joined(what) if place in found else what
     return first, found
+
+
+def _given(run: Run, feed: Mapping[str, Array]) -> dict[str, Array]:
+    try:
+        return run(feed)
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        raise ExportError(f"ONNX Runtime cannot run its operators one by one: {error}") from error
 
 
 def local_results(pairing: Pairing, values: Mapping[str, Array]) -> tuple[dict[str, Array], set[str]]:
@@ -115,7 +124,7 @@ def local_results(pairing: Pairing, values: Mapping[str, Array]) -> tuple[dict[s
         onnx.helper.make_tensor_value_info(f"{n}{LOCAL}", onnx.TensorProto.FLOAT, None) for n in outputs
     )
     feed = {i.name: values[i.name] for i in made.graph.input}
-    got = onnx_function(made)(feed)
+    got = _given(onnx_function(made), feed)
     return {n: got[f"{n}{LOCAL}"] for n in outputs}, {n for n in outputs if f"{n}{LOCAL}" not in loose}
 
 

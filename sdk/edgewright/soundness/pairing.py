@@ -35,9 +35,13 @@ class Pairing:
     bare: Bare
 
     @cached_property
+    def _inferred(self) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+        return self.floats.infer(1)
+
+    @cached_property
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
         """Shapes of values of one sample: of the float model, and of the bare graph."""
-        return self.floats.infer(1)[0], self.bare.graph.infer(1)[0]
+        return self._inferred[0], self.bare.graph.infer(1)[0]
 
     @cached_property
     def values(self) -> dict[str, str]:
@@ -47,7 +51,7 @@ class Pairing:
         where nodes of one kind give it.
         """
         here, there = self.shapes
-        kinds = self.floats.infer(1)[1]
+        kinds = self._inferred[1]
         ours, theirs = self.floats.producers(), self.bare.graph.producers()
         given = dict.fromkeys(
             [*self.bare.graph.inputs, *(o for n in self.bare.graph.nodes for o in n.output)]

@@ -88,6 +88,7 @@ def program_check(artifact: Artifact, graph: onnx.ModelProto) -> Check | None:
     weights = artifact.read("weights.safetensors")
     ranges = byte_ranges(weights)
     what = "programs against what model.onnx lowers to, fields that differ"
+    wanted: dict[str, Plan | bytes] = {}
     try:
         wanted = _programs(artifact, graph, ranges, len(weights))
     except (ExportError, KernelError, ValueError, KeyError, IndexError, AssertionError) as error:
