@@ -147,7 +147,9 @@ def look_for_overflow(
         samples: Real inputs by name.
         seed: Of the search.
     """
-    findings = overflow_risks(subject.graph, samples=samples, seed=seed)
+    # The search for inputs of the network takes its time: only where the risk is the subject's own.
+    own = subject.artifact is None or subject.runtime != "native"
+    findings = overflow_risks(subject.graph, samples=samples if own else None, seed=seed)
     check = overflow_check(findings) if subject.artifact is None else None
     return findings, [] if check is None else [check]
 

@@ -61,9 +61,12 @@ BEYOND = 50
 PADDED = 8  # cases of each length that is padded
 SCORED = 48  # samples that the float model decides beforehand, to find cases between its classes
 CLOSE = 100  # cases that are looked at more closely than at the outputs of one engine
-# Multiply-accumulates that the numpy reference may take: about a second and a half on one core.
-REFERENCE_WORK = 2_000_000_000
-FEWEST = 5
+# Multiply-accumulates that the numpy reference may take, about a second on one core, and each other engine
+# beside the one that will run. Every operator is probed at its extremes besides, see operator_probes.py.
+REFERENCE_WORK = 1_000_000_000
+CLOSE_WORK = 12_000_000_000
+FEWEST = 3
+FEWEST_BEYOND = 5  # one of each kind
 # What two float32 engines of one QDQ graph, or a QDQ graph and an integer program, must have in common: a
 # value midway between two steps may be rounded either way, and that may go on.
 AGREEMENT_DB = 25.0
@@ -135,7 +138,7 @@ def verify(
         return floats.run(inputs)
 
     expected, got = _together({"float": checked, subject.runtime: subject.run}, drawn, report)
-    close = _spread(drawn, min(CLOSE, len(drawn)), seed)
+    close = _spread(drawn, _affordable(subject, CLOSE_WORK, min(CLOSE, len(drawn))), seed)
     at_close = {n: v[close] for n, v in got.items()}
     checks: list[Check] = []
     others: dict[str, Arrays] = {}  # outputs of other engines at the close cases
@@ -148,11 +151,11 @@ def verify(
         checks.append(at_least("kernels", what, kernel_db, AGREEMENT_DB, "dB"))
     else:
         checks.append(_golden_check(subject.artifact, subject))
-        looked = _spread(drawn, _reference_cases(subject.artifact, len(drawn)), seed)
+        looked = _spread(drawn, _affordable(subject, REFERENCE_WORK, len(drawn)), seed)
         exact = _run(subject.exact, drawn.chosen(looked), "exact", report)
         kernel_db = lowest_sqnr_db(exact, {n: v[looked] for n, v in got.items()})
     if subject.artifact is not None and subject.runtime == "native":
-        far = beyond_range(subject.inputs, samples, min(BEYOND, max(FEWEST, len(looked))), seed)
+        far = beyond_range(subject.inputs, samples, min(BEYOND, max(FEWEST_BEYOND, len(looked))), seed)
         mismatches = differing(exact, {n: v[looked] for n, v in got.items()})
         mismatches += differing(subject.exact(far.inputs), subject.run(far.inputs))
         for length in swept_lengths(subject.artifact.lengths):
@@ -279,11 +282,13 @@ def _spread(cases: Cases, count: int, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(by_kind[np.linspace(0, len(cases) - 1, count).astype(np.int64)])
 
 
-def _reference_cases(artifact: Artifact, most: int) -> int:
-    """How many cases the numpy reference may be asked for."""
-    plans = [decode(artifact.read(n)) for n in artifact.files if n.endswith(".bin")]
-    work = sum(operator_macs(plan, op) for plan in plans for op in plan.ops)
-    return max(min(FEWEST, most), min(most, REFERENCE_WORK // max(1, work)))
+def _affordable(subject: Subject, work: int, most: int) -> int:
+    """How many cases so many multiply-accumulates are enough for, a few at least; all of an ONNX file."""
+    if subject.artifact is None:
+        return most
+    plans = [decode(subject.artifact.read(n)) for n in subject.artifact.files if n.endswith(".bin")]
+    one = sum(operator_macs(plan, op) for plan in plans for op in plan.ops)
+    return max(min(FEWEST, most), min(most, work // max(1, one)))
 
 
 def _cropped(subject: Subject, cases: Cases, length: int) -> Cases:
