@@ -143,7 +143,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     safetensors.torch.save_model(net, str(folder / "net.safetensors"))
     save_model(net, (points[:2],), folder / "net.pt2")
     artifact = export(folder / "m.onnx", target="x86-64", calibration=X, out=folder / "m.ew")
-    report = verify(artifact, reference=folder / "m.onnx", data=X, cases=300)
+    report = verify(artifact, reference=folder / "m.onnx", data=X, cases=1500)
     (folder / "report.json").write_text(report.to_json())
     return folder
 
@@ -365,7 +365,7 @@ def test_float_onnx_is_the_same_function_by_both_commands(call: Call, files: Pat
 def test_a_healthy_artifact_passes_and_its_report_is_for_publish(
     call: Call, files: Path, tmp_path: Path
 ) -> None:
-    common = f"edgewright verify {files}/m.ew --reference {files}/m.onnx --data {files}/x.npz --cases 300"
+    common = f"edgewright verify {files}/m.ew --reference {files}/m.onnx --data {files}/x.npz --cases 1500"
     done = call(f"{common} --report {tmp_path}/new/report.json --json {tmp_path}/told.json")
     assert (done.code, done.err) == (0, "")
     assert "failed" not in done.out
@@ -432,7 +432,7 @@ def test_compress_makes_a_program_that_exports_and_verifies(call: Call, files: P
     call(f"edgewright export {told['model']} --calibration {files}/points.npz")
     checked = call(
         f"edgewright verify {tmp_path}/new/small.ew --reference {told['model']} --data {files}/points.npz "
-        "--cases 300 --json -"
+        "--cases 1500 --json -"
     )
     assert (checked.code, json.loads(checked.out)["passed"]) == (0, True)
 
