@@ -101,6 +101,30 @@ def safe_integers(weight: Floats, scale: npt.NDArray[np.float32], safe: Overflow
     return _from_term_order(found, weight.shape)
 
 
+def is_safe(integers: npt.NDArray[Any], safe: OverflowSafe) -> bool:
+    """Whether integers (O, C) or (O, C, spatial...) hold what `safe_integers` makes them hold."""
+    groups = _groups(_in_term_order(integers.astype(np.float64)), safe)
+    return all(float(np.maximum(sign * groups, 0).sum(axis=1).max(initial=0.0)) <= MOST for sign in (1, -1))
+
+
+def fitted(steps: Floats, safe: OverflowSafe) -> Floats:
+    """What `safe_integers` rounds: weights in steps, those that do not fit moved as little as can be.
+
+    Args:
+        steps: (O, C) or (O, C, spatial...), any real numbers.
+        safe: Which products are added.
+    """
+    terms = _in_term_order(steps)
+    groups = _groups(terms, safe)
+    rounded = np.clip(np.rint(groups), -127, 127)
+    for sign in (1.0, -1.0):
+        bad = np.flatnonzero(np.maximum(sign * rounded, 0).sum(axis=1) > MOST)
+        if bad.size:
+            moved = sign * _onto_simplex(np.clip(sign * groups[bad], 0, 127))
+            groups[bad] = np.where(sign * rounded[bad] > 0, moved, groups[bad])
+    return _from_term_order(_from_groups(groups, terms.shape[1], safe), steps.shape)
+
+
 def _by_rows(
     make: Callable[[Floats, npt.NDArray[np.float32]], npt.NDArray[Any]],
     terms: Floats,
@@ -157,7 +181,7 @@ def _in_term_order(weight: Floats) -> Floats:
     return np.ascontiguousarray(weight.transpose(_order(weight.ndim))).reshape(len(weight), -1)
 
 
-def _from_term_order(terms: npt.NDArray[np.int8], shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
+def _from_term_order(terms: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     order = _order(len(shape))
     moved = terms.reshape([shape[a] for a in order])
     return np.ascontiguousarray(moved.transpose(np.argsort(order)))

@@ -13,7 +13,15 @@ from onnx import numpy_helper
 from torch import nn
 
 import edgewright as ew
-from edgewright.overflow import MOST, OverflowSafe, safe_integers, safe_scale, safety
+from edgewright.overflow import (
+    MOST,
+    OverflowSafe,
+    fitted,
+    is_safe,
+    safe_integers,
+    safe_scale,
+    safety,
+)
 
 SHAPES = [(5, 64), (3, 7), (4, 13, 1, 1), (6, 3, 3, 3), (2, 5, 3), (8, 3, 2, 3, 2)]
 
@@ -136,3 +144,20 @@ def test_a_single_channel_is_not_taken_for_a_depthwise_convolution(
 ) -> None:
     node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=groups)
     assert safety(node, shape, "pairs") == safe
+
+
+@pytest.mark.parametrize("safe", ["pairs", "quads"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_bent_before_rounding_is_what_the_integers_stand_for(
+    shape: tuple[int, ...], safe: OverflowSafe
+) -> None:
+    weight, scale = draw(shape)
+    steps = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
+    integers = safe_integers(weight, scale, safe)
+    assert is_safe(integers, safe)
+    assert not is_safe(safe_integers(weight, scale, "off"), safe)
+    bent = fitted(steps, safe)
+    assert np.abs(integers - bent).max() <= 1.0, "rounded down, where up would not fit"
+    assert np.abs(integers - steps).max() > 3.0
+    small = steps / 4
+    assert np.array_equal(fitted(small, safe), small)

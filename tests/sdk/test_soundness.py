@@ -15,9 +15,12 @@ import safetensors.numpy
 from edgewright.exporting import export
 from edgewright.golden import golden_inputs
 from edgewright.lower import lower
+from edgewright.overflow import OverflowSafe, safe_integers
 from edgewright.recipe import Quantize
+from edgewright.soundness.bare import Integers
 from edgewright.soundness.examining import Examination, examine
 from edgewright.soundness.program import differences
+from edgewright.soundness.weights import ROUNDED, Residual, residual
 from edgewright.subject import of_artifact, of_onnx
 from edgewright.weights import byte_ranges, with_external_data
 from edgewright.wiring import Wiring
@@ -650,3 +653,24 @@ def test_a_report_about_another_artifact_is_found(made: Callable[[str, str], Mad
     copy = rewritten(one.artifact, tmp_path / "a.ew", {})
     (copy.path / "report.json").write_text('{"artifact": "0", "passed": true}', "utf-8")
     assert failed(examined(one, copy)) == ["files"]
+
+
+@pytest.mark.parametrize("safe", ["pairs", "quads"])
+def test_weights_bent_to_be_safe_from_overflow_are_healthy_and_a_changed_one_is_not(
+    safe: OverflowSafe,
+) -> None:
+    weight = np.random.default_rng(0).normal(size=(16, 3, 3, 3))
+    largest = np.abs(weight).reshape(16, -1).max(axis=1)
+    scale = (largest / 127).astype(np.float32)
+    steps = safe_integers(weight, scale, safe).astype(np.int64)
+    by_channel = scale.astype(np.float64).reshape(-1, 1, 1, 1)
+
+    def judged(integers: np.ndarray) -> Residual:
+        held = Integers(name="w", steps=integers, scale=by_channel, most=127, axis=0, zero_point=False)
+        return residual(weight, held, 0, ROUNDED)
+
+    assert not judged(steps).broken
+    changed = steps.copy()
+    at = np.unravel_index(np.abs(steps).argmax(), steps.shape)
+    changed[at] -= 32 * np.sign(changed[at])
+    assert "channel" in judged(changed).broken

@@ -2,9 +2,9 @@
 
 With q the integers, s their scale and w the float weights, r = q - w / s is what rounding did. Rounding to
 nearest leaves r in -0.5..0.5, evenly spread: a root mean square of 0.289. What a quantizer may do beyond that
-moves single weights by few steps, and no channel as a whole: error feedback (GPTQ) has 0.3 to 0.6, weights
-that are kept from overflow move by two or three, scales kept from an update clip at 2 % beyond the grid. So
-a channel is sound where
+moves single weights by few steps, and no channel as a whole: error feedback (GPTQ) has 0.3 to 0.6, scales
+kept from an update clip at 2 % beyond the grid. Where all integers of a layer are safe from 16-bit overflow,
+w is first bent as `overflow.py` bends it. So a channel is sound where
 
     * r has no trend along q (a scale that is wrong by a part e has r = -e q), and no mean (a zero point)
     * its root mean square is small
@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgewright.overflow import OverflowSafe, fitted, is_safe
 from edgewright.soundness.bare import Integers
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
+_SAFE: tuple[OverflowSafe, ...] = ("quads", "pairs")
 UNIFORM = 12**-0.5  # root mean square of rounding to nearest, in steps
 SIGMAS = 6.0
 STAYS = 0.01  # relative: a trend below it is none, whatever its error
@@ -93,7 +95,7 @@ def residual(weight: Array, integers: Integers, axis: int | None, limits: Limits
     axis = axis if axis is not None else along if along is not None else 0
     four = integers.most == 7
     rows = _rows(integers.steps.astype(np.float64), axis)
-    wanted = _rows(weight.astype(np.float64) / integers.scale, axis)
+    wanted = _rows(_fitted(weight.astype(np.float64) / integers.scale, integers, axis), axis)
     r = rows - wanted
     beyond = (np.abs(rows) >= integers.most) & (np.abs(wanted) > integers.most) & (rows * wanted > 0)
     room = CLIPPED_OF_FOUR if four else CLIPPED_OF_EIGHT
@@ -126,6 +128,17 @@ def residual(weight: Array, integers: Integers, axis: int | None, limits: Limits
         broken=broken,
         excess=excess,
     )
+
+
+def _fitted(steps: Floats, integers: Integers, axis: int) -> Floats:
+    """What was rounded: where all integers are safe from overflow, which bends some, the bent weights."""
+    if integers.most != 127 or not 2 <= steps.ndim <= 5:
+        return steps
+    channels_first = np.moveaxis(integers.steps, axis, 0)
+    for safe in _SAFE:
+        if is_safe(channels_first, safe):
+            return np.moveaxis(fitted(np.moveaxis(steps, axis, 0), safe), 0, axis)
+    return steps
 
 
 def _rows(values: Array, axis: int) -> Array:
