@@ -478,6 +478,9 @@ def verify(
     recipe: Annotated[
         Path | None, typer.Option(help="The recipe it was exported with, for remedies.")
     ] = None,
+    healed: Annotated[
+        Path | None, typer.Option(help="Write what the recommended remedy gave, as .onnx or NAME.ew.")
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Compare what will run with its integer definition, exactly, and with the float model."""
@@ -495,6 +498,10 @@ def verify(
         raise typer.BadParameter("give points between 0 and 100, such as 0.5", param_hint="'--margin'")
     if remedies != (calibration is not None) or (recipe is not None and not remedies):
         raise typer.BadParameter("--remedies and --calibration go together", param_hint="'--remedies'")
+    if healed and (not remedies or healed.suffix != (".onnx" if artifact.suffix == ".onnx" else ".ew")):
+        raise typer.BadParameter("needs --remedies, and ends as what is verified", param_hint="'--healed'")
+    if healed and healed.suffix == ".onnx":
+        check_writable(healed)
     code = run_verify(
         artifact,
         Outputs(report=report, html=html, json_to=json_to),
@@ -507,6 +514,7 @@ def verify(
         remedies=remedies,
         calibration=_samples(calibration) if calibration else None,
         quantize=quantize_of(recipe) if recipe else None,
+        healed=healed,
     )
     raise typer.Exit(code)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ import onnx
 
 from edgewright.errors import VerifyError
 from edgewright.graph import onnx_function
-from edgewright.layer_findings import LayerFinding, Measured
+from edgewright.layer_findings import LEAST_CASES, MOST_VALUES, LayerFinding, Measured
 from edgewright.statistics import sqnr_db
 from edgewright.value_matching import GridValue, on_grids
 from edgewright.walk import Walk
@@ -160,7 +161,7 @@ def kernel_divergence(
 
     Args:
         qdq: With its constants inside.
-        inputs: Real cases by input name, (cases, ...).
+        inputs: Real cases by input name, (cases, ...); where activations are large, the first of them serve.
         stock: Makes the engine's function of a graph; ONNX Runtime as it comes, if left out.
 
     Returns:
@@ -171,9 +172,19 @@ def kernel_divergence(
     """
     load = stock or stock_function
     values = [v for v in on_grids(qdq) if v.read]
-    wanted = _integers(values, onnx_function(_watched(qdq, values))(inputs))
+    exact = onnx_function(_watched(qdq, values))
+    one = exact({n: v[:1] for n, v in inputs.items()})
+    most = max(LEAST_CASES, MOST_VALUES // max(1, sum(v.size for v in one.values())))
+    inputs = {n: v[:most] for n, v in inputs.items()}
+    wanted = _integers(values, exact(inputs))
     first, got = _bisected(qdq, values, inputs, wanted, load)
-    return None if first is None else _of_engines("kernel", first, qdq, values, wanted, got)
+    if first is None:
+        return None
+    own = stock is None and _may_overflow(first, qdq)
+    overflow = own and not _is_off(
+        wanted[first.quantized], _cut_short(qdq, first, inputs, partial(stock_function, precise=True))
+    )
+    return _of_engines("kernel", first, values, wanted, got, overflow=overflow)
 
 
 def conversion_divergence(
@@ -200,7 +211,7 @@ def conversion_divergence(
             off = [np.count_nonzero(_steps(exact, t)) for t in fitting]
             got[value.quantized] = fitting[int(np.argmin(off))]
     first = first_otherwise([v for v in values if v.quantized in got], wanted, got)
-    return None if first is None else _of_engines("conversion", first, qdq, values, wanted, got)
+    return None if first is None else _of_engines("conversion", first, values, wanted, got)
 
 
 def first_otherwise(
@@ -218,8 +229,12 @@ def first_otherwise(
     return next((v for v in off if not read.intersection(v.reads)), off[0] if off else None)
 
 
-def stock_function(model: onnx.ModelProto) -> Run:
+def stock_function(model: onnx.ModelProto, *, precise: bool = False) -> Run:
     """A graph in ONNX Runtime as it comes: on the CPU, with all its rewrites and kernels.
+
+    Args:
+        model: With its constants inside.
+        precise: Without kernels that add in 16 bits.
 
     Raises:
         VerifyError: It cannot load the graph.
@@ -229,6 +244,8 @@ def stock_function(model: onnx.ModelProto) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -279,9 +296,7 @@ def _bisected(
     found: dict[str, Array] = {}
 
     def off(value: GridValue) -> bool:
-        cut = _watched(qdq, [value], alone=True)
-        read = {i.name for i in cut.graph.input}
-        found.update(_integers([value], load(cut)({n: v for n, v in inputs.items() if n in read})))
+        found[value.quantized] = _cut_short(qdq, value, inputs, load)
         return _is_off(wanted[value.quantized], found[value.quantized])
 
     low, high = -1, len(values)
@@ -289,6 +304,18 @@ def _bisected(
         middle = (low + high) // 2
         low, high = (low, middle) if off(values[middle]) else (middle, high)
     return (values[high], found) if high < len(values) else (None, found)
+
+
+def _cut_short(
+    qdq: onnx.ModelProto,
+    value: GridValue,
+    inputs: Mapping[str, Array],
+    load: Callable[[onnx.ModelProto], Run],
+) -> Array:
+    """The integers of a value by an engine, from a graph that ends there."""
+    cut = _watched(qdq, [value], alone=True)
+    read = {i.name for i in cut.graph.input}
+    return _integers([value], load(cut)({n: v for n, v in inputs.items() if n in read}))[value.quantized]
 
 
 def _is_off(wanted: Array, got: Array) -> bool:
@@ -304,10 +331,11 @@ def _steps(wanted: Array, got: Array) -> npt.NDArray[np.int64]:
 def _of_engines(
     kind: Kind,
     first: GridValue,
-    qdq: onnx.ModelProto,
     values: Sequence[GridValue],
     wanted: Mapping[str, Array],
     got: Mapping[str, Array],
+    *,
+    overflow: bool = False,
 ) -> Divergence:
     def agreement_db(value: GridValue) -> float:
         a, b = (x[value.quantized].astype(np.float64) - value.zero_point for x in (wanted, got))
@@ -315,18 +343,12 @@ def _of_engines(
 
     share = float((_steps(wanted[first.quantized], got[first.quantized]) > 1).mean())
     inputs = [v for v in values if set(v.read) & set(first.reads) and v.quantized in got]
-    overflow = kind == "kernel" and _may_overflow(first, qdq)
     what = (
         "the engine gives other integers than its graph"
         if kind == "kernel"
         else ("the integer program computes something else than model.onnx")
     )
-    why = (
-        "; two products of its weights and 8-bit activations can leave 16 bits, in which kernels without "
-        "VNNI add them"
-        if overflow
-        else ""
-    )
+    why = "; sums of two products leave 16 bits, for x64quantprecision=1 makes it right" if overflow else ""
     return Divergence(
         kind=kind,
         layer=first.node or first.source,

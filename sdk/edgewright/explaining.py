@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from edgewright.agreement import DECIDED, NATURAL, flip_check, flipped, lowest_sqnr_db
+from edgewright.agreement import DECIDED, NATURAL, ErrorSplit, flip_check, flipped, lowest_sqnr_db
 from edgewright.cases import Cases
-from edgewright.checks import Check, at_least
+from edgewright.checks import Check, at_least, at_most
 from edgewright.divergence import (
     Divergence,
     Run,
@@ -24,21 +24,19 @@ from edgewright.errors import ExportError, VerifyError
 from edgewright.graph import float_graph, quantizes
 from edgewright.indices import tabulate
 from edgewright.layer_findings import LayerFinding, Measured, measure
+from edgewright.narrow_kernels import ONNX_RUNTIME
 from edgewright.normalform import normalize
+from edgewright.overflow_risks import overflow_check, overflow_risks
 from edgewright.profiling import operator_macs
 from edgewright.progress import OnProgress, Progress
 from edgewright.recipe import Quantize
-from edgewright.remedies import (
-    Attempt,
+from edgewright.remedies import Attempt, Remedy, Tried, recipe_text, size_of, takes_floats, try_remedies
+from edgewright.remedy_candidates import (
+    ANY_TARGET,
     Candidate,
-    Remedy,
     file_candidates,
     recipe_candidates,
     recipe_of,
-    recipe_text,
-    size_of,
-    takes_floats,
-    try_remedies,
 )
 from edgewright.samples import calibration_samples
 from edgewright.subject import Arrays, Subject
@@ -55,8 +53,8 @@ BATCH = 100
 LOOKED = 64  # real samples on which engines are compared value by value
 LEAST_DB = 10.0  # where a healthy model has more, names that match may still mean other values
 REFERENCE_WORK = 500_000_000  # multiply-accumulates that the numpy reference may take: half a second
-FALLBACK_TARGET = "x86-64"
-HEALABLE = frozenset({"sqnr", "flips", "kernels"})
+HALF_DB = 10 * np.log10(2)
+HEALABLE = frozenset({"sqnr", "flips", "kernels", "overflow"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +91,9 @@ class Bounds:
     max_flip_rate: float
     least_agreement_db: float
 
-    def judged(self, run: Run, exact: Run | None) -> list[Check]:
+    def judged(self, tried: Tried) -> list[Check]:
         """The checks that a remedy must pass."""
+        run, exact = tried.run, tried.exact
         got = dict(zip(self.expected, _outputs(run, self.cases).values(), strict=True))
         natural = np.isin(self.cases.strata, NATURAL)
         what = "signal to quantization noise against the float model"
@@ -111,6 +110,10 @@ class Bounds:
             checks.append(
                 at_least("kernels", what, lowest_sqnr_db(there, here), self.least_agreement_db, "dB")
             )
+        if isinstance(tried.made, onnx.ModelProto):
+            overflow = overflow_check(overflow_risks(tried.made, kernels=[ONNX_RUNTIME]))
+            what = "layers whose 16-bit sums can overflow: none adds in 16 bits"
+            checks.append(overflow or at_most("overflow", what, 0, 0, "layers"))
         return checks
 
 
@@ -121,10 +124,12 @@ class Trial:
     Attributes:
         calibration: Samples to choose grids by, as for `export`.
         quantize: The recipe that the artifact was made by; told from its integers if None.
+        out: Where to write what the recommended one gave; nowhere if None.
     """
 
     calibration: Any
     quantize: Quantize | None = None
+    out: Path | None = None
 
 
 def explain(
@@ -134,6 +139,7 @@ def explain(
     checks: Sequence[Check],
     bounds: Bounds,
     *,
+    errors: ErrorSplit,
     trial: Trial | None = None,
     progress: OnProgress,
 ) -> Explanation:
@@ -145,6 +151,7 @@ def explain(
         samples: Real samples by the subject's input names.
         checks: What was found.
         bounds: What a remedy must reach.
+        errors: Where the difference from the float model comes from.
         trial: Try remedies, which takes a while; else they are only named.
         progress: Called as the work goes on.
 
@@ -158,12 +165,13 @@ def explain(
     floats, measured = _measured(subject, model, few, traced=bool(open_ & HEALABLE))
     progress(Progress(step="verify: layers", done=1, total=1))
     found: list[Divergence | None] = []
-    if floats is not None and measured is not None and open_ & {"sqnr", "flips"}:
-        found.append(
-            quantization_divergence(measured, floats, min_sqnr_db=bounds.min_sqnr_db, anyway="flips" in open_)
-        )
-    if "kernels" in open_ and subject.artifact is None:
+    of_kernels = _kernels_add_most(errors, checks)
+    differs = subject.artifact is None and errors.kernel_db < np.inf
+    if differs and (of_kernels or open_ & {"kernels", "overflow"}):
         found.append(kernel_divergence(subject.graph, few))
+    if floats is not None and measured is not None and open_ & {"sqnr", "flips"}:
+        anyway = "flips" in open_ and not of_kernels
+        found.append(quantization_divergence(measured, floats, min_sqnr_db=bounds.min_sqnr_db, anyway=anyway))
     if "onnx" in open_ and subject.artifact is not None and "plan.bin" in subject.artifact.files:
         plan = decode(subject.artifact.read("plan.bin"))
         work = sum(operator_macs(plan, op) for op in plan.ops)
@@ -180,6 +188,12 @@ def explain(
         remedy=remedy,
         checks=tuple(_with_remedy(c, divergences, remedy) for c in checks),
     )
+
+
+def _kernels_add_most(errors: ErrorSplit, checks: Sequence[Check]) -> bool:
+    """Whether at least half of the noise is an engine's own: to round otherwise is less than to round."""
+    whole = next((c.value for c in checks if c.name == "sqnr"), np.inf)
+    return bool(errors.kernel_db <= whole + HALF_DB)
 
 
 def reference_graph(model: nn.Module | Path, subject: Subject, samples: Mapping[str, Any]) -> onnx.ModelProto:
@@ -237,7 +251,7 @@ def _remedy(
     progress: OnProgress,
 ) -> Remedy:
     mine = tuple(c for c in checks if c.name in HEALABLE)
-    target = FALLBACK_TARGET
+    target = ANY_TARGET
     candidates: list[Candidate]
     if subject.artifact is not None:
         base = (
@@ -248,7 +262,7 @@ def _remedy(
         try:
             floats_allowed = takes_floats(target)
         except TargetError:
-            target = FALLBACK_TARGET
+            target = ANY_TARGET
             floats_allowed = takes_floats(target)
         cause = next((d for d in divergences if d.kind == "quantization"), None)
         candidates = recipe_candidates(
@@ -265,10 +279,18 @@ def _remedy(
             )
         except ExportError as error:
             raise VerifyError(str(error)) from error
-        candidates = file_candidates(subject.graph, floats, divergences, calibration)
+        narrow = any(c.name == "overflow" and c.verdict != "passed" for c in mine)
+        candidates = file_candidates(
+            subject.graph,
+            floats,
+            divergences,
+            calibration,
+            narrow=narrow or any(d.kind == "kernel" for d in divergences),
+            model=model,
+        )
         before = Attempt(change="as it is", recipe="", size_bytes=subject.graph.ByteSize(), checks=mine)
     if trial is None:
-        return Remedy(healed=False, before=before, untried=tuple(c.change for c in candidates))
+        return Remedy(before=before, untried=tuple(c.change for c in candidates))
     return try_remedies(
         candidates,
         before,
@@ -276,6 +298,7 @@ def _remedy(
         model=model,
         calibration=trial.calibration,
         target=target,
+        out=trial.out,
         report=progress,
     )
 
@@ -290,21 +313,30 @@ def _renamed(given: Any, subject: Subject, floats: onnx.ModelProto) -> Any:
 
 def _with_remedy(check: Check, divergences: Sequence[Divergence], remedy: Remedy | None) -> Check:
     """A check that did not pass says where and why, and what to do."""
-    kinds = {"sqnr": "quantization", "flips": "quantization", "kernels": "kernel", "onnx": "conversion"}
+    kinds = {
+        "sqnr": ("quantization", "kernel"),
+        "flips": ("quantization", "kernel"),
+        "kernels": ("kernel",),
+        "onnx": ("conversion",),
+        "overflow": (),
+    }
     if check.verdict == "passed" or check.name not in kinds:
         return check
-    said = [
-        f"{d.layer} ({d.operator or 'input'}): {d.because}"
-        for d in divergences
-        if d.kind == kinds[check.name]
-    ]
-    if remedy is not None and check.name in HEALABLE:
-        if remedy.healed:
-            said.append(f"tried, and it passes: {remedy.attempts[-1].change}")
-        elif remedy.attempts:
-            said.append(f"none of {len(remedy.attempts)} remedies that were tried is enough")
-        elif remedy.untried:
-            said.append(f"to try first: {remedy.untried[0]} (verify with remedies tries them)")
+    causes = sorted(
+        (d for d in divergences if d.kind in kinds[check.name]), key=lambda d: kinds[check.name].index(d.kind)
+    )
+    said = [f"{d.layer} ({d.operator or 'input'}): {d.because}" for d in causes[:1]]
+    if causes and causes[0].kind != kinds[check.name][0]:
+        said = [f"it comes from the kernels ({causes[0].layer})"]
+    if check.name in HEALABLE and remedy is not None:
+        if remedy.recommended is not None:
+            said.append(f"tried, and it passes: {remedy.recommended.change}")
+        else:
+            said += [check.remedy] if check.name == "overflow" and check.remedy else []
+            if remedy.attempts:
+                said.append(f"none of {len(remedy.attempts)} remedies that were tried is enough")
+            elif remedy.untried:
+                said.append(f"to try first: {remedy.untried[0]} (verify with remedies tries them)")
     return replace(check, remedy="; ".join(said)) if said else check
 
 

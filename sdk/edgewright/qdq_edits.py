@@ -13,8 +13,9 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.calibrate import Grid
+from edgewright.overflow import STEPS, OverflowSafe, safe_integers, safe_scale, safety
 from edgewright.value_matching import GridValue, integers_of
-from edgewright.wiring import Wiring
+from edgewright.wiring import Wiring, attributes
 
 Array = npt.NDArray[Any]
 _BIAS = 2  # place of the bias among a layer's inputs
@@ -98,18 +99,86 @@ def unsigned(qdq: onnx.ModelProto) -> onnx.ModelProto:
 def reduced(qdq: onnx.ModelProto) -> onnx.ModelProto:
     """All weights of int8 with 7 bits: no two products with uint8 can leave 16 bits (255 * 128 < 2^15)."""
     graph = Wiring(qdq)
-    producers = graph.producers()
-    for name in {integers_of(n, graph, producers) for n in graph.nodes} - {""}:
+    for name, _, reader in _int8_weights(graph):
         weight = graph.constants[name]
-        reader = next(n for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] == name)
-        if weight.dtype != np.int8 or np.abs(weight.astype(np.int16)).max(initial=0) <= 64:
-            continue
-        halves = graph.constant(f"{name}_halved", np.clip(np.rint(weight / 2.0), -64, 64).astype(np.int8))
-        scale = graph.constant(f"{name}_scale", graph.constants[reader.input[1]] * np.float32(2))
-        for node in graph.nodes:
-            if node.op_type == "DequantizeLinear" and node.input[0] == name:
-                node.input[0], node.input[1] = halves, scale
+        if np.abs(weight.astype(np.int16)).max(initial=0) > 64:
+            halves = np.clip(np.rint(weight / 2.0), -64, 64).astype(np.int8)
+            _put_instead(graph, name, halves, graph.constants[reader.input[1]] * np.float32(2))
     return _finished(graph)
+
+
+def fitted(qdq: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights of int8 changed where two products with uint8 can leave 16 bits, as little as can be.
+
+    The pairs are those that ONNX Runtime adds (overflow.py); a layer without such a pair keeps its integers.
+    """
+    graph = Wiring(qdq)
+    for name, layer, reader in _int8_weights(graph):
+        weight = graph.constants[name]
+        moved = reader.output[0] != layer.input[1]  # it is read turned, or in another shape
+        if moved or layer.op_type == "ConvTranspose" or (layer.op_type == "MatMul" and weight.ndim > 2):
+            continue
+        axis = 0 if layer.op_type == "Conv" or attributes(layer).get("transB") else 1
+        weight = np.moveaxis(weight, axis, 0)
+        safe = safety(layer, weight.shape, "pairs")
+        scale = graph.constants[reader.input[1]]
+        by_row = np.broadcast_to(scale.reshape(-1), len(weight)).astype(np.float32)
+        real = weight * by_row.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
+        integers = safe_integers(real, by_row, safe)
+        if safe == "off" or np.array_equal(integers, weight):
+            continue
+        if scale.size == 1:
+            step = min(STEPS, key=lambda s: _off(real, by_row * np.float32(s), safe))
+            by_row, scale = by_row * np.float32(step), scale * np.float32(step)
+        else:
+            by_row = safe_scale(real, by_row, safe)
+            scale = by_row.reshape(scale.shape)
+        integers = safe_integers(real, by_row, safe)
+        _put_instead(graph, name, np.moveaxis(integers, 0, axis), scale)
+    return _finished(graph)
+
+
+def _off(real: Array, scale: Array, safe: OverflowSafe) -> float:
+    """The squared error of integers that are safe to add, on one scale for all."""
+    return float(np.square(real - safe_integers(real, scale, safe) * np.float64(scale[0])).sum())
+
+
+def named_as(made: onnx.ModelProto, other: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the names that another has for its inputs and outputs, in order."""
+    graph, wanted = Wiring(made), Wiring(other)
+    names = dict(zip((*graph.inputs, *graph.outputs), (*wanted.inputs, *wanted.outputs), strict=True))
+    taken = {o for n in graph.nodes for o in n.output} - names.keys()
+    names |= {n: graph.fresh(n) for n in taken & set(names.values())}
+    for node in graph.nodes:
+        node.input[:] = [names.get(n, n) for n in node.input]
+        node.output[:] = [names.get(n, n) for n in node.output]
+    renamed = graph.model()
+    for value in (*renamed.graph.input, *renamed.graph.output):
+        value.name = names.get(value.name, value.name)
+    return renamed
+
+
+def _int8_weights(graph: Wiring) -> list[tuple[str, onnx.NodeProto, onnx.NodeProto]]:
+    """Symmetric weights of int8: their name, the layer, and the node that dequantizes them."""
+    producers = graph.producers()
+    readers = {n.input[0]: n for n in graph.nodes if n.op_type == "DequantizeLinear"}
+    found: dict[str, tuple[str, onnx.NodeProto, onnx.NodeProto]] = {}
+    for layer in graph.nodes:
+        name = integers_of(layer, graph, producers)
+        if not name or graph.constants[name].dtype != np.int8:
+            continue
+        reader = readers[name]
+        if len(reader.input) < 3 or not graph.constants[reader.input[2]].any():
+            found[name] = (name, layer, reader)
+    return list(found.values())
+
+
+def _put_instead(graph: Wiring, name: str, integers: Array, scale: Array) -> None:
+    """Other weights wherever some are dequantized."""
+    new, on = graph.constant(f"{name}_safe", integers), graph.constant(f"{name}_scale", scale)
+    for node in graph.nodes:
+        if node.op_type == "DequantizeLinear" and node.input[0] == name:
+            node.input[0], node.input[1] = new, on
 
 
 def _finished(graph: Wiring, *, wide: bool = False) -> onnx.ModelProto:

@@ -77,13 +77,11 @@ def _tried(remedy: Remedy) -> str:
         )
         for a in (remedy.before, *remedy.attempts)
     ]
-    last = remedy.attempts[-1]
-    recipe = f"<pre>{escape(last.recipe)}</pre>" if remedy.healed and last.recipe else ""
-    words = (
-        f"<p><b>{escape(last.change)}</b> heals it.</p>"
-        if remedy.healed
-        else "<p>None of these heals it.</p>"
-    )
+    best = remedy.recommended
+    recipe = f"<pre>{escape(best.recipe)}</pre>" if best is not None and best.recipe else ""
+    words = "<p>None of these heals it.</p>"
+    if best is not None:
+        words = f"<p><b>{escape(best.change)}</b> heals it.</p>"
     return words + recipe + table(("change", "what it gives", "#bytes", "verdict"), rows)
 
 

@@ -48,7 +48,7 @@ from edgewright.soundness.examining import examine
 from edgewright.subject import Arrays, Run, Subject, of_artifact, of_onnx
 from edgewright.verification_inputs import Reference, real_samples
 from edgewright.verification_report import VerificationReport
-from edgewright_device import SYMMETRIC, Artifact, Runner, replay
+from edgewright_device import SYMMETRIC, Artifact, Runner, check_place, replay
 from edgewright_kernels import cpu_paths
 from edgewright_kernels.plan import decode
 
@@ -89,6 +89,7 @@ def verify(
     remedies: bool = False,
     calibration: Any = None,
     quantize: Quantize | None = None,
+    healed: str | os.PathLike[str] | None = None,
     progress: OnProgress | None = None,
 ) -> VerificationReport:
     """Compares what will run with its definition and with the float model it was made from.
@@ -111,18 +112,21 @@ def verify(
         calibration: For remedies: samples to choose grids by, as for `export`.
         quantize: For remedies: the recipe that the artifact was exported with, of which one thing is changed;
             told from its integers if left out.
+        healed: For remedies: where to write what the recommended one gave, an `.onnx` file or `NAME.ew` as
+            what is verified; it is verified like any other. Nothing is written where none passes.
         progress: Called as the work goes on.
 
     Raises:
         VerifyError: The reference and the artifact do not fit each other, or the data does not fit.
         ArtifactError: The artifact cannot be opened.
-        ValueError: Too few cases, or remedies without calibration samples.
+        ValueError: Too few cases, remedies without calibration samples, or `healed` is no place for one.
     """
     if cases < 20:
         raise ValueError(f"{cases} cases say nothing; ask for 20 at least")
     if remedies and calibration is None:
         raise ValueError("remedies choose grids by calibration samples; give some (calibration)")
     subject = _subject(artifact, data)
+    kept = None if healed is None else _place(Path(healed), subject, remedies)
     samples = real_samples(subject, data)
     report = progress or (lambda _: None)
     floats = Reference(reference, subject)
@@ -211,8 +215,14 @@ def verify(
         max_flip_rate=max_flip_rate,
         least_agreement_db=AGREEMENT_DB,
     )
-    trial = Trial(calibration=calibration, quantize=quantize) if remedies else None
-    why = explain(subject, floats.model, samples, checks, bounds, trial=trial, progress=report)
+    errors = ErrorSplit(
+        quantization_db=lowest_sqnr_db({n: v[looked] for n, v in expected.items()}, exact),
+        kernel_db=kernel_db,
+        conversion_db=agreement,
+        cases=len(looked),
+    )
+    trial = Trial(calibration=calibration, quantize=quantize, out=kept) if remedies else None
+    why = explain(subject, floats.model, samples, checks, bounds, errors=errors, trial=trial, progress=report)
     checks = list(why.checks)
     certificate = None
     if all(c.verdict == "passed" for c in checks):
@@ -234,12 +244,7 @@ def verify(
         stratum_flips={} if flips is None else {str(k): int(flips[drawn.strata == k].sum()) for k in kinds},
         checks=tuple(checks),
         machine={"arch": platform.machine(), "kernels": cpu_paths()[0], "python": platform.python_version()},
-        errors=ErrorSplit(
-            quantization_db=lowest_sqnr_db({n: v[looked] for n, v in expected.items()}, exact),
-            kernel_db=kernel_db,
-            conversion_db=agreement,
-            cases=len(looked),
-        ),
+        errors=errors,
         worst=worst_cases(expected, got, drawn, subject.inputs),
         certificate=certificate,
         coverage=coverage,
@@ -258,6 +263,23 @@ def _subject(
         return of_artifact(artifact)
     path = Path(artifact)
     return of_onnx(path, data) if path.suffix == ".onnx" else of_artifact(Artifact.open(path))
+
+
+def _place(healed: Path, subject: Subject, remedies: bool) -> Path:
+    """Where a healed model goes.
+
+    Raises:
+        ValueError: No remedy is tried, or it is no place for one.
+        ArtifactError: Something else than an artifact is there.
+    """
+    suffix = ".onnx" if subject.artifact is None else ".ew"
+    if not remedies:
+        raise ValueError("a healed model comes from remedies; ask for them (remedies)")
+    if healed.suffix != suffix or healed.absolute() == subject.path.absolute():
+        raise ValueError(f"healed: {healed}; give another place than {subject.path}, NAME{suffix}")
+    if subject.artifact is not None:
+        check_place(healed, healed.stem)
+    return healed
 
 
 def _scores(floats: Reference, samples: Arrays, report: OnProgress) -> npt.NDArray[Any] | None:

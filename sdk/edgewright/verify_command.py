@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from edgewright.checks import Check
 from edgewright.console import DID_NOT_HOLD, console_for, emit, noting, progress_bar
 from edgewright.remedies import Remedy
 from edgewright.verification_report import VerificationReport
@@ -55,9 +56,10 @@ def run_verify(artifact: Path, outputs: Outputs, **asked: Any) -> int:
             console.print(f"[bold]{escape(check.name)}:[/] {escape(check.remedy)}")
     if found.remedy is not None and found.remedy.attempts:
         console.print(_attempts(found.remedy))
-        if found.remedy.healed and found.remedy.attempts[-1].recipe:
-            console.print("In a recipe:")
-            console.print(escape(found.remedy.attempts[-1].recipe.rstrip()))
+        for line in _recommended(found.remedy, artifact, asked.get("healed")):
+            console.print(escape(line))
+    elif asked.get("healed"):
+        console.print(escape(f"Nothing was to be healed: {asked['healed']} was not written."))
     if outputs.report:
         _write(outputs.report, found.to_json())
     if outputs.html:
@@ -84,14 +86,31 @@ def _table(report: VerificationReport, title: str) -> Table:
 
 def _attempts(remedy: Remedy) -> Table:
     names = [c.name for c in remedy.before.checks]
-    table = Table("remedies tried", *names, "bytes", title_justify="left")
+    table = Table("remedies tried", *names, "bytes", "passed", title_justify="left")
     for attempt in (remedy.before, *remedy.attempts):
-        found = {c.name: f"{c.value:.4g} {c.unit}, {c.verdict}" for c in attempt.checks}
-        cells = [found.get(n, "") for n in names]
-        if attempt.error:
-            cells[0] = escape(attempt.error)
-        table.add_row(escape(attempt.change), *cells, f"{attempt.size_bytes:,}")
+        cells = {c.name: _brief(c) for c in attempt.checks}
+        change = escape(attempt.change + (f": {attempt.error}" if attempt.error else ""))
+        passed = "[green]yes[/]" if attempt.passed else "[red]no[/]"
+        table.add_row(change, *(cells.get(n, "") for n in names), f"{attempt.size_bytes:,}", passed)
     return table
+
+
+def _brief(check: Check) -> str:
+    value = f"{check.value:.2%}" if check.unit.startswith("of ") else f"{check.value:.4g} {check.unit}"
+    return value if check.verdict == "passed" else f"[red]{value}[/]"
+
+
+def _recommended(remedy: Remedy, artifact: Path, healed: Path | None) -> list[str]:
+    """What to do now, as lines."""
+    best = remedy.recommended
+    if best is None:
+        return [f"None is enough: {healed} was not written."] if healed else ["None is enough."]
+    lines = [f"Recommended: {best.change}"]
+    if best.recipe:
+        lines += ["In a recipe:", best.recipe.rstrip()]
+    if healed:
+        lines.append(f"Written to {healed}, which is to be verified like {artifact}.")
+    return lines
 
 
 def quantize_of(recipe: Path) -> Quantize:

@@ -1,6 +1,7 @@
 """Trained once in a run, for all tests of the SDK. The models are shared: a test must not change them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from edgewright import digits
 from edgewright.compression import compress
 from edgewright.recipe import Distill, Finetune, Prune, Recipe, Training
 from edgewright.training import train
+from sdk import foreign
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +21,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cnn_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small convolutional network as float ONNX."""
+    return foreign.float_file("cnn", tmp_path_factory.mktemp("cnn") / "cnn.onnx")
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from edgewright.divergence import (
     kernel_divergence,
     quantization_divergence,
 )
-from edgewright.graph import float_graph, onnx_function
+from edgewright.graph import float_graph, onnx_function, read_onnx
 from edgewright.layer_findings import measure
+from edgewright.value_matching import on_grids
 from edgewright_kernels import reference
 from sdk import foreign
 from sdk.graphs import Lowered, lowered
@@ -30,8 +31,8 @@ Run = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return foreign.float_file("cnn", tmp_path_factory.mktemp("cnn") / "cnn.onnx")
+def source(cnn_file: Path) -> Path:
+    return cnn_file
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +137,12 @@ def test_a_program_that_computes_something_else_is_located(made: Lowered) -> Non
 
 
 AVX2 = """
-import sys; sys.path.insert(0, sys.argv[1])
-from pathlib import Path
+import sys
 import numpy as np
-from edgewright.divergence import kernel_divergence
-from edgewright.graph import read_onnx
-x = np.load(sys.argv[3])
-found = kernel_divergence(read_onnx(Path(sys.argv[2])), {"x": x})
-print(found and (found.operator, found.cause, found.value))
+from edgewright.verification import verify
+found = verify(sys.argv[1], reference=sys.argv[2], data=np.load(sys.argv[3]), cases=60, max_flip_rate=0.9)
+print({c.name: c.verdict for c in found.checks}["kernels"], found.errors.kernel_db < 60)
+print([(d.kind, d.operator, d.cause) for d in found.divergences])
 """
 
 
@@ -166,15 +165,26 @@ def avx2_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def test_the_kernel_that_saturates_on_avx2_is_located(avx2_only: Path, source: Path, tmp_path: Path) -> None:
-    path = foreign.quantize_static(source, tmp_path / "q.onnx", X, "S8S8", per_channel=True)
+def test_a_kernel_that_saturates_is_located_though_its_noise_is_within_bounds(
+    avx2_only: Path, source: Path, tmp_path: Path
+) -> None:
+    path = foreign.quantize_static(source, tmp_path / "q.onnx", X, "U8S8", per_channel=True)
     np.save(tmp_path / "x.npy", X)
     ran = subprocess.run(
-        [sys.executable, "-c", AVX2, str(Path(__file__).parents[1]), str(path), str(tmp_path / "x.npy")],
+        [sys.executable, "-c", AVX2, str(path), str(source), str(tmp_path / "x.npy")],
         env={"LD_PRELOAD": str(avx2_only), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "16-bit overflow" in ran.stdout
-    assert "Conv" in ran.stdout
+    assert ran.stdout == "passed True\n[('kernel', 'Conv', '16-bit overflow')]\n"
+
+
+def test_other_integers_are_not_taken_for_overflow_because_weights_are_large(
+    source: Path, tmp_path: Path
+) -> None:
+    qdq = read_onnx(foreign.quantize_static(source, tmp_path / "q.onnx", X, "U8S8", per_channel=True))
+    value = next(v for v in on_grids(qdq) if v.operator == "Conv")
+    found = kernel_divergence(qdq, {"x": X}, stock=_Wrong(value.quantized))
+    assert found is not None
+    assert (found.value, found.cause) == (value.source, "other integers")

@@ -23,8 +23,8 @@ X = foreign.inputs("cnn", 96)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return foreign.float_file("cnn", tmp_path_factory.mktemp("cnn") / "cnn.onnx")
+def source(cnn_file: Path) -> Path:
+    return cnn_file
 
 
 @pytest.fixture(scope="module")

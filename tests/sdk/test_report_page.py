@@ -157,11 +157,12 @@ def test_what_was_found_and_tried_is_told(report: VerificationReport) -> None:
     after = Attempt(
         change="recalibrate", recipe='[quantize]\ncalibration = "mse"\n', size_bytes=11, checks=(good,)
     )
-    remedy = Remedy(healed=True, before=before, attempts=(after,))
+    worse = replace(after, change="halve")
+    remedy = Remedy(before=before, attempts=(after, worse), chosen=0)
     page = read(html_page(replace(report, findings=(found,), remedy=remedy)))
     assert "fc<1>" in page.text
     assert "scales along axis 1" in page.text
     assert "recalibrate heals it." in page.text
     assert 'calibration = "mse"' in page.text
-    waiting = Remedy(healed=False, before=before, untried=("16-bit activations",))
+    waiting = Remedy(before=before, untried=("16-bit activations",))
     assert "16-bit activations" in read(html_page(replace(report, remedy=waiting))).text
