@@ -80,8 +80,6 @@ def _small(subject: Subject) -> Plan:
 @defect("pairs saturate", "engine", "products are added in pairs of 16 bits, which saturate")
 def _(subject: Subject, random: Random) -> Change:
     plan = _small(subject)
-    if not any(isinstance(op, Convolution | FullyConnected) for op in plan.ops):
-        raise UnsuitableError
 
     def operator(right: Any, plan: Plan, op: Any, values: list[Array], weight: Array, bias: Array) -> Array:
         if not isinstance(op, FullyConnected) or plan.tensors[op.x].dtype != "uint8":
@@ -105,7 +103,7 @@ def _saturates(plan: Plan, subject: Subject) -> bool:
     """Whether any two neighbouring weights can leave 16 bits."""
     found = reference.check_weights(plan, subject.artifact.read("weights.safetensors"))
     for i, op in enumerate(plan.ops):
-        if isinstance(op, FullyConnected):
+        if isinstance(op, FullyConnected) and plan.tensors[op.x].dtype == "uint8":
             rows = found[i][0]
             even = rows.shape[1] // 2 * 2
             pairs = rows[:, :even].reshape(len(rows), -1, 2)
@@ -224,6 +222,8 @@ def _no_ties(plan: Plan, subject: Subject) -> str:
     for i, op in enumerate(plan.ops):
         if not hasattr(op, "rescale") or isinstance(op, Add | Softmax | LayerNorm):
             continue  # they round by other code, which is right here
+        if op.rescale.low >= plan.tensors[op.y].zero_point:
+            continue  # what lies below 0 is clamped
         read = [plan.tensors[t] for t in tensor_inputs(op)]
         largest = max(255 if t.dtype == "uint8" else 32768 for t in read)
         if isinstance(op, Convolution | FullyConnected):
@@ -288,13 +288,16 @@ def _(subject: Subject, random: Random) -> Change:
 
 
 def _another_version(subject: Subject, random: Random, part: float) -> dict[str, bytes]:
-    """The files of a version whose weights lie so far away, in their own spread."""
+    """The files of a version whose weights lie so far away, in their own spread, and half a step at least.
+
+    What lies nearer than rounding does is the same weights, rounded otherwise.
+    """
     if subject.artifact.lengths or subject.artifact.parts:
         raise UnsuitableError
     places = Places(subject, random)
     for layer in places.layers():
         rows, most = places.integers(layer), places.most(layer)
-        moved = rows + random.normal(0, part * rows.std(), rows.shape)
+        moved = rows + random.normal(0, max(0.5, part * rows.std()), rows.shape)
         places.put_integers(layer, np.clip(np.rint(moved), -most, most).astype(np.int64))
     out = subject.beside("version")
     made = remade(subject, places.graph.model(), out)
@@ -327,8 +330,8 @@ def _(subject: Subject, random: Random) -> Change:
         places.put_grid(pair, scale * 1.1, zero)
     subject.plan  # noqa: B018  # it must have one
     made = remade(subject, places.graph.model(), subject.beside("version"))
-    if "plan.bin" not in made.files:
-        raise UnsuitableError
+    if "plan.bin" not in made.files or made.read("plan.bin") == subject.artifact.read("plan.bin"):
+        raise UnsuitableError  # all of it is int16
     return FileChange(files={n: made.read(n) for n in ("plan.bin", "golden.npz")})
 
 
@@ -340,6 +343,8 @@ def _(subject: Subject, random: Random) -> Change:
         scale, zero, *_ = places.grid(pair)
         places.put_grid(pair, scale * 1.1, zero)
     made = remade(subject, places.graph.model(), subject.beside("version"))
+    if made.read("model.onnx") == subject.artifact.read("model.onnx"):
+        raise UnsuitableError
     return FileChange(files={"model.onnx": made.read("model.onnx")})
 
 

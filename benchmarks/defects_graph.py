@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from defect_places import Layer, Places
 from defects import GraphChange, Subject, UnsuitableError, defect, pick
+from healthy import quantize_static
 
 import edgewright as ew
 from edgewright.graph import float_graph
@@ -111,6 +114,17 @@ def _(subject: Subject, random: Random) -> GraphChange:
     return GraphChange(
         model=onnx.load(made.path / "model.onnx"), note="noise" if noise else "samples times 0.25"
     )
+
+
+@defect("weights of all 8 bits", "graph", "signed weights of 8 bits, for a runtime that adds pairs in 16")
+def _(subject: Subject, random: Random) -> GraphChange:
+    healthy = subject.healthy
+    if "7-bit" not in healthy.name or healthy.graph is None:
+        raise UnsuitableError
+    assert isinstance(healthy.artifact, Path)
+    out = healthy.artifact.with_name(f"{healthy.artifact.stem}-wide.onnx")
+    quantize_static(healthy.graph, out, healthy.calibration, healthy.name.split("/")[1].split("-")[0])
+    return GraphChange(model=onnx.load(out))
 
 
 # Scales of weights
@@ -276,7 +290,7 @@ def _(subject: Subject, random: Random) -> GraphChange:
     places = Places(subject, random)
     layer = places.layer()
     rows, most = places.integers(layer), places.most(layer)
-    moved = rows + random.normal(0, 0.1 * rows.std(), rows.shape)
+    moved = rows + random.normal(0, max(0.5, 0.1 * rows.std()), rows.shape)
     places.put_integers(layer, np.clip(np.rint(moved), -most, most).astype(np.int64))
     return places.change(layer.weight)
 

@@ -98,6 +98,9 @@ RECIPES: dict[str, dict[str, ew.Quantize]] = {
 
 FOREIGN = {"U8S8": "lenet", "U8U8": "mlp", "S8S8": "lenet", "pt2e": "mobile"}
 """By what made it: the network it was made of."""
+FILES = {"U8S8-7-bit": "lenet", "S8S8-7-bit": "lenet", "U8U8": "mlp"}
+"""The same for files that stay files. Signed weights have 7 bits: with all 8, ONNX Runtime's sums can leave 16
+bits on CPUs with AVX2 alone, so such a file is not healthy."""
 
 LENGTHS = (8, 16, 24)
 
@@ -149,9 +152,8 @@ def made(name: str, folder: Path) -> list[Healthy]:
             found.append(exported(net, folder, recipe, quantize))
     if name == "mlp":
         found += [_updated(net, folder), _trained(net, folder)]
-    for kind, of in FOREIGN.items():
-        if of == name:
-            found += _foreign(net, kind, folder)
+    found += [_foreign(net, kind, folder) for kind, of in FOREIGN.items() if of == name]
+    found += [_file(net, kind, folder) for kind, of in FILES.items() if of == name]
     return found
 
 
@@ -273,33 +275,44 @@ class _Reader:
         return next(self.parts, None)
 
 
-def _foreign(net: Network, kind: str, folder: Path) -> list[Healthy]:
-    """A file that another tool has quantized, and an artifact made of it."""
+def _file(net: Network, kind: str, folder: Path) -> Healthy:
+    """A file that another tool has quantized."""
+    graph, net = written(net, folder)
+    source = folder / f"{net.name}-{kind}-alone.onnx"
+    with quiet():
+        quantize_static(graph, source, net.calibration, kind)
+    return healthy(net, f"{kind}.onnx", source, graph, source)
+
+
+def _foreign(net: Network, kind: str, folder: Path) -> Healthy:
+    """An artifact made of a file that another tool has quantized."""
     graph, net = written(net, folder)
     source = folder / f"{net.name}-{kind}.onnx"
     with quiet():
         if kind == "pt2e":
             _pt2e(net, source)
         else:
-            _quantize_static(graph, source, net.calibration, kind)
+            quantize_static(graph, source, net.calibration, kind)
     artifact = ew.export(
         source, target="x86-avx2", calibration=net.calibration, out=folder / f"{net.name}-{kind}.ew"
     )
-    return [healthy(net, kind, artifact, graph, source), healthy(net, f"{kind}.onnx", source, graph, source)]
+    return healthy(net, kind, artifact, graph, source)
 
 
-def _quantize_static(graph: Path, out: Path, samples: Samples, kind: str) -> None:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+def quantize_static(graph: Path, out: Path, samples: Samples, kind: str) -> None:
+    """Quantizes a float file by ONNX Runtime; kind is U8S8 and the like, with "-7-bit" for narrow weights."""
+    from onnxruntime import quantization as ort
 
-    types = {"U8": QuantType.QUInt8, "S8": QuantType.QInt8}
-    quantize_static(
+    types = {"U8": ort.QuantType.QUInt8, "S8": ort.QuantType.QInt8}
+    ort.quantize_static(
         str(graph),
         str(out),
         _Reader(samples),
-        quant_format=QuantFormat.QDQ,
+        quant_format=ort.QuantFormat.QDQ,
         activation_type=types[kind[:2]],
-        weight_type=types[kind[2:]],
+        weight_type=types[kind[2:4]],
         per_channel=kind != "U8U8",
+        reduce_range=kind.endswith("7-bit"),
     )
 
 
