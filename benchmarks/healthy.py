@@ -99,8 +99,8 @@ RECIPES: dict[str, dict[str, ew.Quantize]] = {
 FOREIGN = {"U8S8": "lenet", "U8U8": "mlp", "S8S8": "lenet", "pt2e": "mobile"}
 """By what made it: the network it was made of."""
 FILES = {"U8S8-7-bit": "lenet", "S8S8-7-bit": "lenet", "U8U8": "mlp"}
-"""The same for files that stay files. Signed weights have 7 bits: with all 8, ONNX Runtime's sums can leave 16
-bits on CPUs with AVX2 alone, so such a file is not healthy."""
+"""The same for files that stay files. Signed weights have 7 bits: with all 8, ONNX Runtime's sums can leave
+16 bits on CPUs with AVX2 alone, so such a file is not healthy."""
 
 LENGTHS = (8, 16, 24)
 
