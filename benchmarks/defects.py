@@ -302,8 +302,8 @@ def remade(subject: Subject, model: onnx.ModelProto, out: Path) -> Artifact:
         name=subject.artifact.name,
         producer=subject.artifact.producer,
         targets=subject.artifact.targets,
-        inputs=_regridded(subject.artifact.inputs, model, constants),
-        outputs=_regridded(subject.artifact.outputs, model, constants),
+        inputs=_regridded(subject.artifact, subject.artifact.inputs, model, constants),
+        outputs=_regridded(subject.artifact, subject.artifact.outputs, model, constants),
         files=files,
         parts=tuple(parts),
     )
@@ -346,14 +346,17 @@ def _in_parts(
 
 
 def _regridded(
-    ports: tuple[Port, ...], model: onnx.ModelProto, constants: Mapping[str, Array]
+    artifact: Artifact, ports: tuple[Port, ...], model: onnx.ModelProto, constants: Mapping[str, Array]
 ) -> tuple[Port, ...]:
-    """Ports with the grids that the graph gives them."""
+    """Ports with the grids that the graph gives them; of several lengths, the largest."""
     grids = {n.input[0]: n.input[1:3] for n in model.graph.node if n.op_type == "QuantizeLinear"} | {
         n.output[0]: n.input[1:3] for n in model.graph.node if n.op_type == "DequantizeLinear"
     }
     made: list[Port] = []
-    for port in ports:
+    length = artifact.lengths.sizes[-1] if artifact.lengths else None
+    for given in ports:
+        shape = (None, *(length if d is None else d for d in given.shape[1:]))
+        port = replace(given, shape=shape)
         if port.name in grids and port.dtype == "float32":
             scale, zero = (constants[n] for n in grids[port.name])
             zero_point = int(np.clip(zero.reshape(-1)[0], 0, 255))

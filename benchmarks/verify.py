@@ -136,6 +136,9 @@ def network(name: str, every: int, python: str | None) -> list[dict[str, Any]]:
                 made = mutant(Subject(healthy=subject), kind, number, mutants)
             except UnsuitableError:
                 continue
+            except Exception as error:
+                print(f"{subject.name}, {kind.kind}: not injected: {error!r}"[:300], file=sys.stderr)
+                continue
             row = {
                 "subject": subject.name,
                 "name": made.name,

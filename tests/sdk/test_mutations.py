@@ -15,7 +15,7 @@ from healthy import Healthy
 from edgewright.errors import SdkError
 from edgewright.exporting import export
 from edgewright.verification import verify
-from edgewright_device import ArtifactError, RunnerError
+from edgewright_device import Artifact, ArtifactError, RunnerError
 from sdk.foreign import float_file, inputs
 
 MODULES = {defects_graph, defects_program, defects_elsewhere}  # each has listed its own
@@ -66,6 +66,7 @@ def objections(healthy: Healthy, kind: Defect, folder: Path) -> list[str]:
         pytest.skip(made.equivalent)
     try:
         with made.broken():
+            assert isinstance(made.artifact, Artifact)
             made.artifact.report()
             found = verify(made.artifact, reference=healthy.reference, data=healthy.data, cases=200)
     except (SdkError, ArtifactError, RunnerError) as error:
@@ -96,6 +97,9 @@ def test_a_mutant_is_the_same_each_time(healthy: Healthy, tmp_path: Path) -> Non
     first, second = (
         mutant(subject, BY_KIND["older weights"], 3, tmp_path / name).artifact for name in ("a", "b")
     )
+    assert isinstance(first, Artifact)
+    assert isinstance(second, Artifact)
+    assert isinstance(healthy.artifact, Artifact)
     assert first.digest == second.digest != healthy.artifact.digest
 
 
