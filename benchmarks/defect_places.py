@@ -138,19 +138,30 @@ class Places:
         return int(attributes(layer.dequantize).get("axis", 1)) if per_axis else 0
 
     def integers(self, layer: Layer) -> Array:
-        """A copy of its integers, as int64, output channels first."""
-        values = self.constants[layer.weight]
-        return np.moveaxis(values.astype(np.int64), self.axis(layer), 0).copy()
+        """A copy of its integers, less their zero point, as int64, output channels first."""
+        values = self.constants[layer.weight].astype(np.int64) - self._centre(layer)
+        return np.moveaxis(values, self.axis(layer), 0).copy()
 
     def put_integers(self, layer: Layer, rows: Array) -> None:
-        """Its integers, output channels first."""
+        """Its integers, less their zero point, output channels first."""
         old = self.constants[layer.weight]
+        rows = rows + self._centre(layer)
+        if old.dtype == np.uint8:
+            rows = rows & 255
         self.constants[layer.weight] = np.ascontiguousarray(np.moveaxis(rows, 0, self.axis(layer))).astype(
             old.dtype
         )
 
+    def _centre(self, layer: Layer) -> int:
+        """The one zero point of weights that are uint8; 0 of others."""
+        if self.constants[layer.weight].dtype != np.uint8:
+            return 0
+        return int(self.constants[layer.dequantize.input[2]].reshape(-1)[0])
+
     def most(self, layer: Layer) -> int:
-        """The largest integer of its weights."""
+        """The largest integer that its weights, less their zero point, can have on both sides of it."""
+        if self.constants[layer.weight].dtype == np.uint8:
+            return min(self._centre(layer), 255 - self._centre(layer))
         return 7 if self.constants[layer.weight].dtype == INT4 else 127
 
     def put_scales(self, layer: Layer, scales: npt.ArrayLike) -> None:
@@ -206,18 +217,32 @@ class Places:
         """Of a QuantizeLinear or DequantizeLinear."""
         return self.constants[node.input[2]] if len(node.input) > 2 else np.zeros((), np.uint8)
 
-    def put_grid(self, pair: Pair, scale: npt.ArrayLike, zero_point: npt.ArrayLike) -> None:
-        """Another grid, for both sides and for all that repeats it behind moves."""
+    def put_grid(self, pair: Pair, scale: float, zero_point: int) -> None:
+        """Another grid, for both sides and for all that repeats it behind moves.
+
+        Biases of the layers that read it keep their values, on the grids that follow.
+        """
         kind = self.zero_point(pair.quantize).dtype
+        ratio = float(scale) / float(self.constants[pair.quantize.input[1]])
         waiting = [pair.quantize]
+        read: set[str] = set()
         while waiting:
             quantize = waiting.pop()
             for node in (quantize, *self.readers.get(quantize.output[0], [])):
                 self.set(node, 1, np.asarray(scale, np.float32))
                 self.set(node, 2, np.asarray(zero_point, kind))
+                read.add(node.output[0])
                 for move in self.readers.get(node.output[0], []) if node is not quantize else []:
                     after = self.readers.get(move.output[0], [])
                     waiting += [n for n in after if n.op_type == "QuantizeLinear" and self._keeps_grid(n)]
+
+        for layer in self.layers() if ratio != 1 else ():
+            if layer.bias is None or layer.node.input[0] not in read:
+                continue
+            ints, steps = (self.constants[layer.bias.input[i]] for i in (0, 1))
+            moved = np.clip(np.rint(ints / ratio), -(2**30), 2**30).astype(np.int32)
+            self.constants[layer.bias.input[0]] = moved
+            self.constants[layer.bias.input[1]] = (steps * ratio).astype(np.float32)
 
     def grid(self, pair: Pair) -> tuple[float, int, int, int]:
         """Scale, zero point, and the limits of its integers."""

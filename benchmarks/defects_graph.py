@@ -230,7 +230,8 @@ def _(subject: Subject, random: Random) -> GraphChange:
 @defect("sign wrapped", "graph", "the largest weights of a layer became the smallest")
 def _(subject: Subject, random: Random) -> GraphChange:
     places = Places(subject, random)
-    layers = [each for each in places.layers() if (places.integers(each) == places.most(each)).any()]
+    signed = [each for each in places.layers() if places.constants[each.weight].dtype != np.uint8]
+    layers = [each for each in signed if (places.integers(each) == places.most(each)).any()]
     layer = pick(random, layers)
     rows = places.integers(layer)
     rows[rows == places.most(layer)] = -places.most(layer) - 1

@@ -204,9 +204,9 @@ def engines(artifact: Artifact | Path, inputs: Samples) -> dict[str, Samples]:
     """Outputs of the engines that can run it, by their names; empty where none can."""
     found: dict[str, Samples] = {}
     if isinstance(artifact, Path):
-        session = onnxruntime.InferenceSession(str(artifact), providers=["CPUExecutionProvider"])
-        names = [o.name for o in session.get_outputs()]
         with contextlib.suppress(Exception):  # one that cannot be run gives nothing to compare
+            session = onnxruntime.InferenceSession(str(artifact), providers=["CPUExecutionProvider"])
+            names = [o.name for o in session.get_outputs()]
             found["onnxruntime"] = dict(zip(names, session.run(names, dict(inputs)), strict=True))
         return found
     for backend in ("native", "onnxruntime") if artifact.native else ("onnxruntime",):
