@@ -371,7 +371,7 @@ def main() -> None:
                 took = sum(r.get("seconds", 0) for r in found)
                 print(f"{work[done]}: {len(found)} artifacts, {took:.0f} s of verification", flush=True)
                 (FOLDER / "rows.json").write_text(json.dumps(rows, indent=1), "utf-8")
-        rows.sort(key=lambda r: (names.index(r["subject"].split("/")[0].rstrip("2")), r["subject"]))
+        rows.sort(key=lambda r: r["subject"])
         report(rows)
     (FOLDER / "rows.json").write_text(json.dumps(rows, indent=1), "utf-8")
     if options.quick or options.networks:

@@ -33,7 +33,6 @@ Kind = Literal["quantization", "kernel", "conversion"]
 Cause = Literal["saturates", "too coarse", "weights", "adds up", "16-bit overflow", "other integers"]
 
 TRIED = 10  # values whose own noise is followed to the outputs: those with most of it
-BATCH = 16
 ROUNDING = 1 / 12  # squared steps
 WATCH = "edgewright.watch/"
 PAIR_LIMIT = (1 << 15) - 1
@@ -92,7 +91,8 @@ def quantization_divergence(
     noise = _noise(reached)
     bound = (noise if reached >= min_sqnr_db else _noise(min_sqnr_db)) / 2
     worst = sorted(range(len(measured.findings)), key=lambda i: measured.findings[i].local_db)[:TRIED]
-    walk = Walk(floats, measured.inputs, BATCH)
+    # All at once: beside an LSTM there are values whose first axis is not the batch.
+    walk = Walk(floats, measured.inputs, len(next(iter(measured.inputs.values()))))
     names = sorted(ends)
     exact = {n: measured.floats[n] for n in names if n in measured.floats}
     own: dict[int, float] = {}

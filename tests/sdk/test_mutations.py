@@ -9,11 +9,14 @@ import defects_graph
 import defects_program
 import numpy as np
 import pytest
+import torch
 from defects import DEFECTS, Defect, Subject, UnsuitableError, mutant
 from healthy import Healthy
+from verify_networks import Recurrent
 
 from edgewright.errors import SdkError
 from edgewright.exporting import export
+from edgewright.float_onnx import export_onnx
 from edgewright.verification import verify
 from edgewright_device import Artifact, ArtifactError, RunnerError
 from sdk.foreign import float_file, inputs
@@ -86,6 +89,28 @@ def test_a_mutant_is_killed(healthy: Healthy, kind: str, tmp_path: Path) -> None
     except UnsuitableError:
         pytest.skip(f"{healthy.name} has no place for it")
     assert found
+
+
+def test_mutants_of_a_model_in_parts_are_killed_and_explained(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Recurrent().eval()
+    x = np.random.default_rng(0).random((512, 1, 8, 8), np.float32)
+    graph = tmp_path / "recurrent.onnx"
+    export_onnx(model, graph, example_inputs=(x[:2],))
+    artifact = export(graph, target="x86-avx2", calibration=x[:256], out=tmp_path / "recurrent.ew")
+    assert artifact.parts
+    subject = Healthy(
+        name="recurrent",
+        artifact=artifact,
+        reference=graph,
+        graph=graph,
+        data={"x": x[256:]},
+        labels=None,
+        calibration={"x": x[:256]},
+    )
+    for kind in ("inputs reversed", "sign of a channel"):
+        assert objections(subject, BY_KIND[kind], tmp_path)
 
 
 def test_kinds_have_names_of_their_own() -> None:
