@@ -28,6 +28,12 @@ def claims(results: Path) -> str:
     return "\n".join([*lines, "", "  \n".join(notes)]) + "\n"
 
 
+def claim_table(result: dict[str, Any]) -> str:
+    """Every claim of one benchmark."""
+    lines = ["| claim | what | measured | aimed at | |", "|---|---|---:|---:|---|"]
+    return "\n".join([*lines, *map(_line, result["claims"]), "", where(result)]) + "\n"
+
+
 def _line(claim: dict[str, Any]) -> str:
     unit = f" {claim['unit']}" if claim["unit"] else ""
     measured = f"{claim['value']:.3g}{unit}"

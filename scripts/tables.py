@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from claims import claims
+from claims import claim_table, claims
 from distill_table import distilled, large
 from encoder_table import encoder
 from int8_tables import depthwise, figures, gemm, whole, whole_all, whole_threads
@@ -161,6 +161,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "prune": ("prune", pruned),
     "qat": ("qat", trained),
     "quantize": ("quantize", quantized),
+    "compare": ("compare", claim_table),
     "verify": ("verify", verifiers),
     "verify-defects": ("verify", defects),
     "verify-healthy": ("verify", artifacts),

@@ -14,17 +14,15 @@ from rich.table import Table
 
 from edgewright.console import (
     DID_NOT_HOLD,
-    EXPORT_SHARES,
     JsonOption,
     check_writable,
     console_for,
     emit,
-    noting,
     progress_bar,
     run,
 )
-from edgewright.errors import ExportError, PublishError, VerifyError
-from edgewright.plain import to_plain
+from edgewright.errors import PublishError, VerifyError
+from edgewright.sample_files import labelled_in, samples_in
 from edgewright_device import (
     BACKENDS,
     Artifact,
@@ -32,7 +30,6 @@ from edgewright_device import (
     Runner,
     RunnerError,
     Target,
-    detect,
 )
 
 app = typer.Typer(
@@ -257,11 +254,9 @@ def export(
         typer.Option("--optimize", help="With --format onnx: simplify the graph, and check it is equal."),
     ] = False,
     opset: Annotated[
-        int,
-        typer.Option(
-            min=20, help="With --optimize: the latest opset to use; attention as one node needs 23."
-        ),
-    ] = 23,
+        int | None,
+        typer.Option(min=20, help="With --optimize: the latest opset to use, 23 if left out."),
+    ] = None,
     base: Annotated[
         Path | None, typer.Option(help="The artifact now on the devices: keeps updates small.")
     ] = None,
@@ -296,106 +291,29 @@ def export(
     json_to: JsonOption = None,
 ) -> None:
     """Quantize a model to INT8 and write it as an artifact; or write it as float ONNX, or for LiteRT."""
-    import edgewright as ew
+    from edgewright.export_command import Options, run_export
 
-    console = console_for(json_to)
-    if file_format == "litert":
-        from edgewright.litert.command import run_export_litert
-
-        out = out or model.with_suffix(".tflite")
-        run_export_litert(
-            model, out, _sizes(batch, "--batch"), _sizes(lengths, "--lengths"), environments, json_to
-        )
-        return
-    if file_format == "onnx":
-        written = ew.export_onnx(
-            model,
-            out or model.with_suffix(".onnx"),
+    run_export(
+        model,
+        file_format,
+        Options(
+            calibration=calibration,
+            target=target,
+            out=out,
             optimize=optimize,
             opset=opset,
-            data=_samples(calibration) if calibration else None,
-        )
-        console.print(
-            f"wrote {escape(str(written.path))}: {written.nodes} nodes, {written.size_bytes:,} bytes"
-        )
-        if written.report:
-            fused = f", {written.attentions} attentions in one node each" if written.attentions else ""
-            console.print(
-                f"optimized from {written.nodes_before} nodes{fused}; equal to the graph before on "
-                f"{written.report.cases} cases (signal to noise {written.report.sqnr_db:.0f} dB)"
-            )
-        emit(json_to, to_plain(written) | {"path": str(written.path)})
-        return
-    if optimize:
-        raise typer.BadParameter("an artifact is always optimized; --optimize is for --format onnx")
-    notes: list[str] = []
-    with progress_bar(console, EXPORT_SHARES) as progress:
-        artifact = ew.export(
-            model,
-            target=Target.load(target) if target else detect(),
-            calibration=_samples(calibration) if calibration else None,
-            out=out or model.with_suffix(".ew"),
-            base=Artifact.open(base) if base else None,
-            quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
+            base=base,
+            recipe=recipe,
             backend=backend,
             fallback=fallback,
-            lengths=_sizes(lengths, "--lengths"),
+            lengths=lengths,
             mask=mask,
             litert=litert,
-            progress=noting(notes, progress),
-        )
-    for note in notes:
-        console.print(escape(note))
-    table = Table("file", "bytes", title=escape(str(artifact.path)), title_justify="left")
-    for name, file in artifact.files.items():
-        table.add_row(name, f"{file.size_bytes:,}")
-    console.print(table)
-    emit(
+            batch=batch,
+            environments=environments,
+        ),
         json_to,
-        {
-            "artifact": str(artifact.path),
-            "digest": artifact.digest,
-            "targets": artifact.targets,
-            "size_bytes": artifact.size_bytes,
-            "files": {name: file.size_bytes for name, file in artifact.files.items()},
-            "notes": notes,
-            "parts": [asdict(part) for part in artifact.parts],
-            "lengths": asdict(artifact.lengths) if artifact.lengths else None,
-        },
     )
-
-
-def _sizes(text: str | None, option: str) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: give numbers such as 32,64,128", param_hint=f"'{option}'"
-        ) from None
-
-
-def _samples(path: Path) -> Any:
-    """The samples in an .npz: x, or x_train, with nothing but labels beside it; else arrays by input name."""
-    import zipfile
-    import zlib
-
-    import numpy as np
-
-    if not path.is_file():
-        raise ExportError(f"{path}: there is no such file")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ExportError(f"{path}: one array alone; save it with np.savez(FILE, x=...)")
-        with loaded as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ExportError(f"{path}: not an .npz of plain arrays ({error})") from None
-    samples = [name for name in ("x", "x_train", "x_validation") if name in arrays]
-    others = arrays.keys() - {"x", "x_train", "x_validation", "y", "y_train", "y_validation"}
-    return arrays[samples[0]] if samples and not others else arrays
 
 
 @app.command()
@@ -414,11 +332,11 @@ def sensitivity(
     import edgewright as ew
 
     console = console_for(json_to)
-    measured, labels = _labelled(data) if data else (None, None)
+    measured, labels = labelled_in(data) if data else (None, None)
     with progress_bar(console) as progress:
         found = ew.sensitivity(
             model,
-            calibration=_samples(calibration),
+            calibration=samples_in(calibration),
             data=measured,
             labels=labels,
             quantize=ew.Recipe.from_toml(recipe).quantize if recipe else None,
@@ -441,19 +359,6 @@ def sensitivity(
     console.print(table)
     console.print(f"measured on {found.samples} samples, one layer quantized at a time")
     emit(json_to, asdict(found))
-
-
-def _labelled(path: Path) -> tuple[Any, Any]:
-    """The samples in an .npz, and the labels beside them, or None."""
-    import numpy as np
-
-    samples = _samples(path)
-    with np.load(path, allow_pickle=False) as archive:
-        names = [n for n in ("y", "y_train", "y_validation") if n in archive.files]
-        labels = archive[names[0]] if names else None
-    if isinstance(samples, dict):
-        samples = {n: v for n, v in samples.items() if n not in names}
-    return samples, labels
 
 
 @app.command()
@@ -489,9 +394,9 @@ def verify(
     for file in (report, html):
         if file:
             check_writable(file)
-    samples, labels = (_samples(data) if data else None), None
+    samples, labels = (samples_in(data) if data else None), None
     if margin is not None and data:
-        samples, labels = _labelled(data)
+        samples, labels = labelled_in(data)
     if margin is not None and labels is None:
         raise typer.BadParameter("needs --data with labels in y", param_hint="'--margin'")
     if margin is not None and not 0 < margin < 100:
@@ -512,7 +417,7 @@ def verify(
         margin=0.01 if margin is None else margin / 100,
         seed=seed,
         remedies=remedies,
-        calibration=_samples(calibration) if calibration else None,
+        calibration=samples_in(calibration) if calibration else None,
         quantize=quantize_of(recipe) if recipe else None,
         healed=healed,
     )
@@ -664,7 +569,7 @@ def compare(
     """
     from edgewright.compare_command import run_compare
 
-    samples, labels = _labelled(data) if data else (None, None)
+    samples, labels = labelled_in(data) if data else (None, None)
     raise typer.Exit(
         run_compare(
             a,

@@ -345,6 +345,13 @@ def test_an_operator_the_engine_lacks_goes_to_the_backend_that_has_it(
     assert Runner(Artifact.open(tmp_path / "m.ew"), "onnxruntime").run({"x": X})["y"].shape == (len(X), 4)
 
 
+def test_an_onnx_file_is_optimized_beside_itself(call: Call, files: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes((files / "m.onnx").read_bytes())
+    assert call(f"ds_export --format onnx --optimize {model}").code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.optimized.onnx"]
+
+
 def test_float_onnx_is_the_same_function_by_both_commands(call: Call, files: Path, tmp_path: Path) -> None:
     done = call(
         f"edgewright export {files}/net.pt2 --format onnx --optimize --out {tmp_path}/a.onnx "
@@ -691,7 +698,14 @@ def test_a_damaged_artifact_is_refused_by_every_command(
         ("edgewright targets --jsn -", "No such option: --jsn"),
         ("ds_export", "Missing argument 'MODEL'"),
         ("ds_export m.onnx --format tflite", "Invalid value for '--format'"),
-        ("edgewright export m.onnx --calibration x.npz --optimize", "--optimize is for --format onnx"),
+        ("edgewright export m.onnx --calibration x.npz --optimize", "is for --format onnx"),
+        ("edgewright export m.onnx --format onnx --litert", "has no meaning for --format onnx"),
+        (
+            "edgewright export m.onnx --format litert --calibration x.npz",
+            "has no meaning for --format litert",
+        ),
+        ("edgewright export m.onnx --format onnx --opset 21", "goes with --optimize"),
+        ("edgewright export m.onnx --opset 21", "has no meaning for --format artifact"),
         ("edgewright export m.onnx --backend gpu", "Invalid value for '--backend'"),
         ("edgewright compress net.py:make --data d.npz --out a.pt2", "'--recipe'"),
         ("edgewright distill a.py:a --teacher a.py:b --data d --out a.pt2 --epochs 0", "'--epochs'"),

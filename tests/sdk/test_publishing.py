@@ -13,7 +13,8 @@ import pytest
 from edgewright.errors import PublishError
 from edgewright.exporting import export
 from edgewright.publishing import publish
-from edgewright.verification import VerificationReport, verify
+from edgewright.verification import verify
+from edgewright.verification_report import VerificationReport
 from edgewright_device import Artifact, ArtifactError
 from edgewright_ota import OtaError, Repository
 from sdk.graphs import corners_and_more, mlp, saved
