@@ -132,6 +132,9 @@ def accuracy_check(expected: Outputs, got: Outputs, labels: npt.ArrayLike, margi
         raise VerifyError(
             f"labels of shape {right.shape}, {right.dtype}: {len(there)} class numbers are needed"
         )
+    classes = next(iter(expected.values())).shape[1]
+    if right.size and not 0 <= right.min() <= right.max() < classes:
+        raise VerifyError(f"labels are {right.min()} to {right.max()}; classes are 0 to {classes - 1}")
     gained, lost = ((here == right) & (there != right), (there == right) & (here != right))
     return loss_check(
         "accuracy",

@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from edgewright.agreement import accuracy_check
 from edgewright.equivalence import loss_check, rate_check
+from edgewright.errors import VerifyError
 from edgewright.statistics import (
     cases_for_difference,
     cases_for_rate,
@@ -92,3 +94,10 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
         cases_for_rate(11, 10, 0.5)
     with pytest.raises(ValueError, match="cannot be planned"):
         cases_for_difference(6, 6, 10, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_label_that_is_no_class_is_refused(wrong: int) -> None:
+    scores = {"y": np.eye(3, dtype=np.float32)}
+    with pytest.raises(VerifyError, match="classes are 0 to 2"):
+        accuracy_check(scores, scores, [0, 1, wrong], 0.1)
