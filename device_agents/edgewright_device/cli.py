@@ -239,6 +239,25 @@ def infer(
 
 
 @app.command()
+def tensorrt(
+    path: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact for a target with TensorRT.")],
+    *,
+    batch: Annotated[
+        str, typer.Option(help="The smallest, the usual and the largest batch of the engine.")
+    ] = "1,1,8",
+) -> None:
+    """Prints a shell script that builds the artifact's TensorRT engine on the device, once."""
+    from edgewright_device.tensorrt import build_script
+
+    try:
+        batches = tuple(int(n) for n in batch.split(","))
+        script = build_script(Artifact.open(path), batches)
+    except ValueError as error:
+        raise typer.BadParameter(f"{batch!r}: {error}", param_hint="'--batch'") from None
+    sys.stdout.write(script)
+
+
+@app.command()
 def plan(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="An artifact (.ew) or a plan.bin.")],
     *,

@@ -31,6 +31,7 @@ Bounds = Mapping[str, tuple[float, float]]
 STRATA = {"sample": 40, "between": 15, "noise": 15, "shift": 10, "edge": 10, "inner": 5, "boundary": 5}
 NOISE = 0.05
 FARTHEST = 1.5  # how far "inner" stretches a sample about its mean
+MOST_BEYOND = 0.05  # of the samples' values
 LOOKED_AT = 16  # samples that show on which axes neighbours are alike
 CHUNK_VALUES = 1 << 20  # drawn at once
 
@@ -172,6 +173,25 @@ def outside(inputs: Mapping[str, npt.NDArray[Any]], bounds: Bounds) -> npt.NDArr
         rows = values.reshape(len(values), -1)
         found |= ~((rows.min(axis=1) >= low) & (rows.max(axis=1) <= high))  # NaN is neither
     return found
+
+
+def samples_check(ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]]) -> Check:
+    """Whether samples are like those of calibration: cases are clipped to its range, samples are not.
+
+    Some lie beyond it, as calibration has not seen all, or has clipped the rarest on purpose. One in twenty
+    values is another matter: pixels of 0 to 255 for a model of 0 to 1.
+    """
+    floats = [p for p in ports if p.dtype == "float32"]
+    far = sum(int(((samples[p.name] < p.minimum) | (samples[p.name] > p.maximum)).sum()) for p in floats)
+    total = sum(samples[p.name].size for p in floats)
+    return at_most(
+        "samples",
+        "values of the samples beyond the calibrated range of their input",
+        far / max(1, total),
+        MOST_BEYOND,
+        "of the values",
+        remedy="give samples that are scaled and ordered as those of calibration were",
+    )
 
 
 def range_check(beyond: int) -> Check:

@@ -23,7 +23,7 @@ import onnx
 
 from edgewright.errors import ExportError
 from edgewright.normalform import OPSET, normalize
-from edgewright.wiring import initializers
+from edgewright.wiring import initializers, value_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ TRAINED = "edgewright.trained"
 """The key under which a graph whose grids were trained says so (trained_graph.py)."""
 
 _T = TypeVar("_T")
+Run = Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]
 
 
 def float_graph(
@@ -113,6 +114,25 @@ def onnx_function(
     return run
 
 
+def in_pieces(graph: onnx.ModelProto, run: Run) -> Run:
+    """The same for batches of any size, where the graph has a fixed one."""
+    batch = next((s[0] for n, s in value_shapes(graph).items() if n == graph.graph.input[0].name), None)
+    if not batch:
+        return run
+    size = int(batch)
+
+    def pieces(feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        count = len(next(iter(feed.values())))
+        found = []
+        for start in range(0, count, size):
+            # The last piece is filled up with its own samples.
+            rows = np.resize(np.arange(start, min(start + size, count)), size)
+            found.append(run({n: v[rows] for n, v in feed.items()}))
+        return {n: np.concatenate([f[n] for f in found])[:count] for n in found[0]}
+
+    return pieces
+
+
 def float_function(
     model: nn.Module | Path,
 ) -> Callable[[Sequence[npt.NDArray[Any]]], list[npt.NDArray[Any]]]:
@@ -124,7 +144,7 @@ def float_function(
     if isinstance(model, Path) and model.suffix == ".onnx":
         graph = read_onnx(model)
         names = [i.name for i in graph.graph.input if i.name not in initializers(graph)]
-        run = onnx_function(graph, rewrites=not quantizes(graph))
+        run = in_pieces(graph, onnx_function(graph, rewrites=not quantizes(graph)))
         return lambda inputs: list(run(dict(zip(names, inputs, strict=True))).values())
     import torch
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnx
 
 from edgewright.errors import ExportError, VerifyError
-from edgewright.graph import onnx_function, quantizes, read_onnx
-from edgewright.wiring import initializers, value_shapes
+from edgewright.graph import in_pieces, onnx_function, quantizes, read_onnx
+from edgewright.wiring import initializers
 from edgewright_device import Artifact, Port, Runner
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -90,9 +90,17 @@ def of_artifact(artifact: Artifact) -> Subject:
         outputs=artifact.outputs,
         runtime=runtime,
         run=engine.run,
-        exact=Runner(artifact, backend="reference").run if native else engine.run,
+        exact=Runner(artifact, backend="reference").run if native else _by_operator(artifact),
         artifact=artifact,
     )
+
+
+def _by_operator(artifact: Artifact) -> Run:
+    """model.onnx without ONNX Runtime's integer kernels."""
+    try:
+        return onnx_function(read_onnx(artifact.path / "model.onnx"))
+    except ExportError as error:
+        raise VerifyError(str(error)) from error
 
 
 def of_onnx(path: Path, data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None) -> Subject:
@@ -124,7 +132,7 @@ def of_onnx(path: Path, data: Mapping[str, npt.ArrayLike] | npt.ArrayLike | None
     samples = {name: np.asarray(values) for name, values in given.items()}
     outputs = {v.name: v for v in graph.graph.output}
     one = {v.name: _cast(path, v, samples[v.name][:1]) for v in inputs}
-    run, exact = _stock(path, graph), _in_pieces(graph, exact)
+    run, exact = _stock(path, graph), in_pieces(graph, exact)
     try:
         shapes = {name: value.shape for name, value in run(one).items()}
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
@@ -201,23 +209,4 @@ def _stock(path: Path, graph: onnx.ModelProto) -> Run:
     except Exception as error:  # its exceptions share no base of their own
         raise VerifyError(f"{path}: ONNX Runtime cannot load it ({error})") from error
     names = [o.name for o in session.get_outputs()]
-    return _in_pieces(graph, lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True)))
-
-
-def _in_pieces(graph: onnx.ModelProto, run: Run) -> Run:
-    """The same for batches of any size, where the graph has a fixed one."""
-    batch = next((s[0] for n, s in value_shapes(graph).items() if n == graph.graph.input[0].name), None)
-    if not batch:
-        return run
-    size = int(batch)
-
-    def pieces(feed: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        count = len(next(iter(feed.values())))
-        found = []
-        for start in range(0, count, size):
-            # The last piece is filled up with its own samples.
-            rows = np.resize(np.arange(start, min(start + size, count)), size)
-            found.append(run({n: v[rows] for n, v in feed.items()}))
-        return {n: np.concatenate([f[n] for f in found])[:count] for n in found[0]}
-
-    return pieces
+    return in_pieces(graph, lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True)))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgewright.agreement import DECIDED, accuracy_check, flip_check, flipped, lowest_sqnr_db, worst_cases
 from edgewright.case_run import CaseRun
-from edgewright.cases import range_check
+from edgewright.cases import range_check, samples_check
 from edgewright.certifying import certify
 from edgewright.checks import Check, at_least
 from edgewright.coverage import cover, coverage_check
@@ -101,7 +101,8 @@ def verify(
     sound = examine(subject, floats.model, samples, report)
     overflow, own = look_for_overflow(subject, samples, seed=seed)
     coverage = cover(run.watch, run.cases)
-    checks = [*engines.checks, *sound.checks, range_check(run.beyond), *own]
+    checks = [*engines.checks, *sound.checks, samples_check(subject.inputs, samples)]
+    checks += [range_check(run.beyond), *own]
     checks += [coverage_check(coverage)] if coverage else []
     checks += relations(subject, floats.run, samples)
     noise = min([lowest_sqnr_db(run.expected, run.got, run.natural), *engines.shorter_db])

@@ -77,6 +77,23 @@ def test_a_fixed_batch_is_run_in_pieces(tmp_path: Path) -> None:
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_reference_of_a_fixed_batch_is_run_in_pieces_too(tmp_path: Path, model: Path) -> None:
+    made = mlp()
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del made.graph.value_info[:]
+    fixed = saved(made, tmp_path / "fixed.onnx")
+    assert verify(model, reference=fixed, data=X, cases=400).sqnr_db > 100
+
+
+def test_samples_on_another_scale_are_not_like_those_of_calibration(artifact: Artifact, model: Path) -> None:
+    report = verify(artifact, reference=model, data=255 * X, cases=60)
+    (check,) = (c for c in report.checks if c.name == "samples")
+    assert check.verdict == "failed"
+    assert check.value > 0.5
+    assert "scaled" in check.remedy
+
+
 def test_the_grid_of_an_output_is_read_from_the_graph(artifact: Artifact) -> None:
     subject = of_onnx(artifact.path / "model.onnx", X)
     assert subject.outputs[0].scale == pytest.approx(artifact.outputs[0].scale)
