@@ -74,7 +74,13 @@ class Certificate:
             reference=data["reference"],
             runtime=str(data["runtime"]),
             instruction_set=str(data["instruction_set"]),
-            cases=int(data["cases"]),
-            seed=int(data["seed"]),
+            cases=_count(data["cases"]),
+            seed=_count(data["seed"]),
             bounds=bounds,
         )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.40} is not a whole number from 0 up")
+    return value

@@ -1,9 +1,12 @@
-"""Two releases on a fleet: is the new one worse? Asked after every report, with one chance of a false alarm.
+"""Two releases on a fleet: is the new one worse? Asked after every device, with one chance of a false alarm.
 
 One device, one number: a device that reports often is one device all the same, and its reports resemble one
 another. So what it reported is brought to one number first (`device_medians`, or whether it failed at all).
-The devices of one release are then exchangeable numbers, and those of the other are too; which come when does
-not matter.
+
+The chance holds where a device's number is fixed once it is counted, all devices had the same exposure before
+(so many hours, so many calls), and when a device is counted has nothing to do with its number. It does not
+where failing devices report first, or where one release's devices had more time to fail: then many equal
+releases are called worse.
 
 Both comparisons bet against "B exceeds A by `d` at most" with the stakes of both streams at once: for each
 value m that A may have, a bet that A is below m times a bet that B is above m + d. One of these m is the

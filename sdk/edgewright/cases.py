@@ -32,6 +32,7 @@ STRATA = {"sample": 40, "between": 15, "noise": 15, "shift": 10, "edge": 10, "in
 NOISE = 0.05
 FARTHEST = 1.5  # how far "inner" stretches a sample about its mean
 MOST_BEYOND = 0.05  # of the samples' values
+FAR_BEYOND = 0.1  # of a range
 LOOKED_AT = 16  # samples that show on which axes neighbours are alike
 CHUNK_VALUES = 1 << 20  # drawn at once
 
@@ -178,15 +179,19 @@ def outside(inputs: Mapping[str, npt.NDArray[Any]], bounds: Bounds) -> npt.NDArr
 def samples_check(ports: Sequence[Port], samples: Mapping[str, npt.NDArray[Any]]) -> Check:
     """Whether samples are like those of calibration: cases are clipped to its range, samples are not.
 
-    Some lie beyond it, as calibration has not seen all, or has clipped the rarest on purpose. One in twenty
-    values is another matter: pixels of 0 to 255 for a model of 0 to 1.
+    Some lie beyond the range, as calibration has not seen all, or has clipped the rarest on purpose. One
+    value in twenty that is a tenth of the range beyond it is another matter: pixels of 0 to 255 for a model
+    of 0 to 1.
     """
-    floats = [p for p in ports if p.dtype == "float32"]
-    far = sum(int(((samples[p.name] < p.minimum) | (samples[p.name] > p.maximum)).sum()) for p in floats)
-    total = sum(samples[p.name].size for p in floats)
+    far = total = 0
+    for port in (p for p in ports if p.dtype == "float32"):
+        room = FAR_BEYOND * (port.maximum - port.minimum)
+        values = samples[port.name]
+        far += int(((values < port.minimum - room) | (values > port.maximum + room)).sum())
+        total += values.size
     return at_most(
         "samples",
-        "values of the samples beyond the calibrated range of their input",
+        "values of the samples far beyond the calibrated range of their input",
         far / max(1, total),
         MOST_BEYOND,
         "of the values",

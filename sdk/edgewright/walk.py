@@ -31,9 +31,11 @@ class Walk:
         Args:
             model: A graph with its constants inside.
             samples: Its inputs by name, (samples, ...).
-            batch: Samples to run at a time.
+            batch: Samples to run at a time; all of them, where some value has them along another axis, as the
+                state of an LSTM has.
         """
-        self._graph, self._batch = Wiring(model), batch
+        self._graph = Wiring(model)
+        self._batch = batch if _batch_is_first(self._graph) else len(next(iter(samples.values())))
         self.constants = self._graph.constants
         self.values: Values = dict(samples)
         self._left = list(self._graph.nodes)
@@ -79,13 +81,20 @@ class Walk:
         feed = {n: values[n] for n in sorted(read & values.keys())}
         del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
         model.graph.input.extend(
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), ["N", *v.shape[1:]])
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), [None, *v.shape[1:]])
             for n, v in feed.items()
         )
         run = onnx_function(model, outputs)
-        count = len(next(iter(feed.values())))
+        count = max(len(v) for v in feed.values())
         found = [
             run({n: v[start : start + self._batch] for n, v in feed.items()})
             for start in range(0, count, self._batch)
         ]
         return {n: np.concatenate([f[n] for f in found]) for n in outputs}
+
+
+def _batch_is_first(graph: Wiring) -> bool:
+    """Whether every value that grows with the batch does so along its first axis."""
+    one, two = graph.infer(1)[0], graph.infer(2)[0]
+    grown = [n for n in one.keys() & two.keys() if one[n] != two[n]]
+    return all(one[n][1:] == two[n][1:] for n in grown)

@@ -96,6 +96,10 @@ def test_a_report_that_did_not_pass_fails_the_release(artifact: Artifact) -> Non
         {"bounds": {"onnxruntime": True}},
         {"bounds": [1]},
         {"cases": "many"},
+        {"cases": "12"},
+        {"seed": float("inf")},
+        {"seed": -5},
+        {"cases": True},
     ],
 )
 def test_a_damaged_certificate_is_refused(artifact: Artifact, changes: dict[str, Any]) -> None:
