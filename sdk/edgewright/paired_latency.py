@@ -139,11 +139,6 @@ def slowdown_check(found: LatencyComparison, bound: float) -> Check:
     low, high = found.interval
     limit = 1 + bound + 1e-12
     percent = 100 * (found.ratio - 1)
-    more = (
-        f"about {found.pairs_needed:,} more pairs"
-        if found.pairs_needed
-        else "more pairs, or a quieter machine"
-    )
     return Check(
         name="slowdown",
         what="how much slower B is than A",
@@ -156,7 +151,7 @@ def slowdown_check(found: LatencyComparison, bound: float) -> Check:
         if high <= limit
         else "keep A, or find B's slow operators with `edgewright bench --profile`"
         if low > limit
-        else f"{found.pairs:,} pairs are too few; raise --max-pairs: {more}",
+        else f"{found.pairs:,} pairs are too few; raise --max-pairs, or find a quieter machine",
     )
 
 
