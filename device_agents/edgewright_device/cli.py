@@ -249,8 +249,9 @@ def tensorrt(
     """Prints a shell script that builds the artifact's TensorRT engine on the device, once."""
     from edgewright_device.tensorrt import build_script
 
+    sizes = batch.split(",")
+    batches = tuple(map(int, sizes)) if all(s.strip().isdecimal() for s in sizes) else ()
     try:
-        batches = tuple(int(n) for n in batch.split(","))
         script = build_script(Artifact.open(path), batches)
     except ValueError as error:
         raise typer.BadParameter(f"{batch!r}: {error}", param_hint="'--batch'") from None

@@ -15,7 +15,9 @@ from edgewright_device.errors import ArtifactError
 from edgewright_device.manifest import SYMMETRIC, WEIGHTS
 
 # trtexec's options as its own documentation has them: --stronglyTyped and --skipInference are those of
-# TensorRT 10; 8.x names the precisions and calls the second --buildOnly.
+# TensorRT 10; 8.x names the precisions and calls the second --buildOnly. From 8.6 on trtexec opens
+# libnvinfer.so by itself (samples/trtexec/trtexec.cpp), so ldd lists none; its first line, "[TensorRT v100300]"
+# or "v8601", has the major version (times 10000, below 10 times 1000), and so the library's name.
 _SCRIPT = r"""#!/bin/sh
 # Builds the TensorRT engine of {name} for this device, and prints where it is. A second run finds it built.
 # usage: sh {file} ARTIFACT CACHE
@@ -25,6 +27,7 @@ artifact=$1 cache=$2
 model=$artifact/symmetric.onnx
 
 trtexec=${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}
+trtexec=$(command -v "$trtexec" || echo "$trtexec")
 [ -x "$trtexec" ] || {{
   echo "trtexec is not here; install TensorRT (apt install libnvinfer-bin), or set TRTEXEC to its path" >&2
   exit 2; }}
@@ -33,9 +36,24 @@ found=$(cat "$model" "$artifact/weights.safetensors" | sha256sum | cut -d' ' -f1
 [ "$found" = {digest} ] || {{
   echo "$artifact: is another artifact than this script was made for" >&2; exit 2; }}
 
-library=$(ldd "$trtexec" | sed -n 's/.*libnvinfer\.so[^ ]* => \([^ ]*\).*/\1/p' | head -n 1)
-version=$(readlink -f "$library" | sed -n 's/.*\.so\.\([0-9][0-9.]*\)$/\1/p')
-[ -n "$version" ] || {{ echo "$trtexec: its libnvinfer.so has no version in its name" >&2; exit 2; }}
+made=$("$trtexec" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | head -n 1)
+case $made in
+  ?????*) name=libnvinfer.so.${{made%????}} ;;
+  ????) name=libnvinfer.so.${{made%???}} ;;
+  *) echo "$trtexec: does not say which TensorRT it is of; does it start at all?" >&2; exit 2 ;;
+esac
+linked=$(ldd "$trtexec" 2>/dev/null | sed -n "s|.*$name => \(/[^ ]*\).*|\1|p" | head -n 1)
+listed=$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null |
+  sed -n "s|.*$name (.*=> \(/.*\)|\1|p" | head -n 1)
+library=$(
+  IFS=:
+  for folder in ${{LD_LIBRARY_PATH:-}}; do
+    if [ -e "$folder/$name" ]; then echo "$folder/$name"; exit; fi
+  done
+  echo "$listed")
+version=$(readlink -f "${{linked:-$library}}" | sed -n 's/.*\.so\.\([0-9][0-9.]*\)$/\1/p' || true)
+[ -n "$version" ] || {{
+  echo "$name was not found, or has no version in its name; add its folder to LD_LIBRARY_PATH" >&2; exit 2; }}
 if [ -r "${{DEVICE_TREE_MODEL:-/proc/device-tree/model}}" ]; then
   gpu=$(tr -d '\0' <"${{DEVICE_TREE_MODEL:-/proc/device-tree/model}}")
 else
@@ -51,11 +69,13 @@ case $version in
   *) options="--stronglyTyped --skipInference" ;;
 esac
 mkdir -p "$cache"
-trap 'rm -f "$engine.part"' EXIT
+part=$engine.$$.part  # of this process: another may build the same
+trap 'rm -f "$part"' EXIT
+trap 'exit 130' INT TERM HUP  # not every shell runs the other on a signal
 # shellcheck disable=SC2086
-"$trtexec" --onnx="$model" --saveEngine="$engine.part" $options {shapes} \
+"$trtexec" --onnx="$model" --saveEngine="$part" $options {shapes} \
   --timingCacheFile="$cache/timing.cache" >&2
-mv "$engine.part" "$engine"
+mv "$part" "$engine"
 echo "$engine"
 """
 
@@ -80,7 +100,7 @@ def build_script(artifact: Artifact, batches: Sequence[int] = (1, 1, 8)) -> str:
         raise ArtifactError(f"{artifact.path}: has sequences of several lengths; an engine is built for one")
     least, usual, most = batches if len(batches) == 3 else (0, 0, 0)
     if not 0 < least <= usual <= most:
-        raise ValueError(f"batches {tuple(batches)}: give the smallest, the usual and the largest")
+        raise ValueError("give the smallest, the usual and the largest batch, such as 1,8,32")
     shapes = [
         f"--{kind}Shapes="
         + ",".join(f"{p.name}:{'x'.join(map(str, (batch, *p.shape[1:])))}" for p in artifact.inputs)

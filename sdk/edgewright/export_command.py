@@ -78,6 +78,10 @@ def _check(file_format: Format, options: Options) -> None:
             raise typer.BadParameter(f"has no meaning for --format {file_format}", param_hint=hint)
     if options.opset is not None and not options.optimize:
         raise typer.BadParameter("goes with --optimize", param_hint="'--opset'")
+    if options.mask is not None and options.lengths is None:
+        raise typer.BadParameter("goes with --lengths", param_hint="'--mask'")
+    if not options.fallback and options.backend == "onnxruntime":
+        raise typer.BadParameter("is for --backend native", param_hint="'--no-fallback'")
 
 
 def _float_onnx(model: Path, options: Options, console: Console, json_to: str | None) -> None:

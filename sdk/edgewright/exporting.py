@@ -124,6 +124,8 @@ def export(
     """
     target = target if isinstance(target, Target) else Target.load(target)
     check_request(target, backend, lengths)
+    if lengths is None and (axes is not None or mask is not None):
+        raise ExportError("axes and mask are of sequences; give their lengths too, such as lengths=(32, 64)")
     if litert:
         litert_model.check_installed()
     report = progress or _ignore

@@ -106,12 +106,26 @@ def onnx_function(
             watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its exceptions share no base of their own
-        raise ExportError(f"ONNX Runtime cannot load this graph: {error}") from error
+        raise ExportError(_not_loaded(model, error)) from error
 
     def run(feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
     return run
+
+
+def _not_loaded(model: onnx.ModelProto, error: Exception) -> str:
+    """Why ONNX Runtime does not load a graph: an operator that it does not know, or in its own words."""
+    said = str(error)
+    for node in model.graph.node:
+        unknown = f"{node.domain}:{node.op_type}(" in said and "is not a registered function/op" in said
+        if unknown or f"No Op registered for {node.op_type} " in said:
+            operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            return (
+                f"ONNX Runtime has no operator {operator} (node {node.name or node.output[0]!r}); "
+                "write the model with operators of ONNX"
+            )
+    return f"ONNX Runtime cannot load this graph: {error}"
 
 
 def in_pieces(graph: onnx.ModelProto, run: Run) -> Run:
@@ -200,7 +214,9 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
             f"{path}: its external data is missing ({error.filename}); keep the files side by side"
         ) from None
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path}: its external data cannot be read ({error})") from None
+        raise ExportError(
+            f"{path}: its external data cannot be read ({error}); keep the files side by side"
+        ) from None
     except Exception as error:  # protobuf's DecodeError lives in a private module
         raise ExportError(f"{path}: not an ONNX file, or damaged ({type(error).__name__})") from None
     if not model.graph.node:

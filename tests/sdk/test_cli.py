@@ -705,6 +705,8 @@ def test_a_damaged_artifact_is_refused_by_every_command(
             "has no meaning for --format litert",
         ),
         ("edgewright export m.onnx --format onnx --opset 21", "goes with --optimize"),
+        ("edgewright export m.onnx --calibration x.npz --mask m", "goes with --lengths"),
+        ("edgewright export m.onnx --backend onnxruntime --no-fallback", "is for --backend native"),
         ("edgewright export m.onnx --opset 21", "has no meaning for --format artifact"),
         ("edgewright export m.onnx --backend gpu", "Invalid value for '--backend'"),
         ("edgewright compress net.py:make --data d.npz --out a.pt2", "'--recipe'"),

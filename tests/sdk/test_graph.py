@@ -172,6 +172,17 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
         float_graph(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("domain", ["vendor", ""])
+def test_an_operator_that_onnx_runtime_lacks_is_named(domain: str) -> None:
+    model = mlp()
+    model.opset_import.append(onnx.helper.make_opsetid("vendor", 1))
+    node = model.graph.node[1]
+    node.op_type, node.domain, node.name = "Rulu", domain, "odd"
+    operator = "vendor.Rulu" if domain else "Rulu"
+    with pytest.raises(ExportError, match=rf"no operator {operator} \(node 'odd'\); write the model"):
+        onnx_function(model)
+
+
 def test_a_graph_that_is_not_valid_is_refused() -> None:
     model = mlp()
     model.graph.node[1].op_type = "Rulu"

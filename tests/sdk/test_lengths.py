@@ -268,6 +268,13 @@ def lines(symbol: str = "L") -> onnx.ModelProto:
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
+@pytest.mark.parametrize("how", [{"axes": {"x": 2}}, {"mask": "mask"}])
+def test_what_is_said_of_sequences_needs_their_lengths(tmp_path: Path, how: dict[str, Any]) -> None:
+    net = seeded(lambda: nn.Linear(4, 2))
+    with pytest.raises(ExportError, match="give their lengths too"):
+        export(net, target=TARGET, calibration=normal(9, 4), out=tmp_path / "n", **how)
+
+
 def test_a_file_with_a_free_size_needs_no_axes(tmp_path: Path) -> None:
     path = saved(lines(), tmp_path / "lines.onnx")
     made = export(path, target=TARGET, calibration=normal(50, 3, 12), out=tmp_path / "m.ew", lengths=(12, 8))
