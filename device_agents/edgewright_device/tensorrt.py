@@ -16,8 +16,8 @@ from edgewright_device.manifest import SYMMETRIC, WEIGHTS
 
 # trtexec's options as its own documentation has them: --stronglyTyped and --skipInference are those of
 # TensorRT 10; 8.x names the precisions and calls the second --buildOnly. From 8.6 on trtexec opens
-# libnvinfer.so by itself (samples/trtexec/trtexec.cpp), so ldd lists none; its first line, "[TensorRT v100300]"
-# or "v8601", has the major version (times 10000, below 10 times 1000), and so the library's name.
+# libnvinfer.so by itself (samples/trtexec/trtexec.cpp), so ldd lists none; its first line, "[TensorRT v8601]"
+# or "v100300", has the major version (times 1000, from 10 on times 10000), and so the library's name.
 _SCRIPT = r"""#!/bin/sh
 # Builds the TensorRT engine of {name} for this device, and prints where it is. A second run finds it built.
 # usage: sh {file} ARTIFACT CACHE
