@@ -78,6 +78,8 @@ def _check(file_format: Format, options: Options) -> None:
             raise typer.BadParameter(f"has no meaning for --format {file_format}", param_hint=hint)
     if options.opset is not None and not options.optimize:
         raise typer.BadParameter("goes with --optimize", param_hint="'--opset'")
+    if file_format == "onnx" and options.calibration is not None and not options.optimize:
+        raise typer.BadParameter("goes with --optimize", param_hint="'--calibration'")
     if options.mask is not None and options.lengths is None:
         raise typer.BadParameter("goes with --lengths", param_hint="'--mask'")
     if not options.fallback and options.backend == "onnxruntime":
