@@ -12,7 +12,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -226,12 +226,12 @@ def mutant(subject: Subject, kind: Defect, number: int, folder: Path) -> Mutant:
             artifact = remade(subject, model, out)
         case ProgramChange(plan=plan):
             artifact = reprogrammed(subject, plan, out)
-            broken = lambda: broken_lowering(subject.model, plan)  # noqa: E731
+            broken = partial(broken_lowering, subject.model, plan)
         case EngineChange(run=run, equivalent=equivalent):
             artifact = copied(subject, out)
-            broken = lambda: broken_engine(run)  # noqa: E731
+            broken = partial(broken_engine, run)
         case InputChange(change=changed):
-            broken = lambda: changed_inputs(changed)  # noqa: E731
+            broken = partial(changed_inputs, changed)
             with broken():
                 artifact = regilded(copied(subject, out), out)
         case FileChange():

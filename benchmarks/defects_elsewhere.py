@@ -328,7 +328,7 @@ def _(subject: Subject, random: Random) -> Change:
     for pair in places.pairs(narrow=True):
         scale, zero, *_ = places.grid(pair)
         places.put_grid(pair, scale * 1.1, zero)
-    subject.plan  # noqa: B018  # it must have one
+    _needs_a_plan(subject)
     made = remade(subject, places.graph.model(), subject.beside("version"))
     if "plan.bin" not in made.files or made.read("plan.bin") == subject.artifact.read("plan.bin"):
         raise UnsuitableError  # all of it is int16
@@ -337,7 +337,7 @@ def _(subject: Subject, random: Random) -> Change:
 
 @defect("model.onnx of another version", "files", "model.onnx is that of another calibration")
 def _(subject: Subject, random: Random) -> Change:
-    subject.plan  # noqa: B018
+    _needs_a_plan(subject)
     places = Places(subject, random)
     for pair in places.pairs(narrow=True):
         scale, zero, *_ = places.grid(pair)
@@ -390,3 +390,8 @@ def _(subject: Subject, random: Random) -> Change:
     at = pick(random, [i for i, p in enumerate(ports) if p.dtype == "float32"])
     ports[at] = replace(ports[at], scale=ports[at].scale * 2, zero_point=ports[at].zero_point // 2)
     return FileChange(inputs=tuple(ports))
+
+
+def _needs_a_plan(subject: Subject) -> None:
+    """Raises UnsuitableError where there is no program, or several."""
+    assert subject.plan.ops

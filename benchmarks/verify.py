@@ -59,7 +59,7 @@ def verdict(artifact: Any, reference: Any, data: Any) -> dict[str, Any]:
         report = verify(artifact, reference=reference, data=data, cases=CASES)
     except (SdkError, ArtifactError, RunnerError) as error:
         found = {"objects": True, "why": [f"{type(error).__name__}: {error}"[:160]]}
-    except Exception:
+    except Exception:  # whatever it is, it is a crash, and counts against `verify`
         found = {"objects": False, "crashed": True, "why": [f"crashed: {traceback.format_exc(limit=-3)}"]}
     else:
         bad = [f"{c.name}: {c.verdict}" for c in report.checks if c.verdict != "passed"]

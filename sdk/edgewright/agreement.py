@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edgewright.cases import Cases
 from edgewright.checks import Check
+from edgewright.decisions import decisions_of
 from edgewright.equivalence import loss_check, rate_check
 from edgewright.errors import VerifyError
 from edgewright.preview import Preview, preview
@@ -86,11 +87,7 @@ def differing(expected: Outputs, got: Outputs) -> int:
 
 def decisions(outputs: Outputs) -> npt.NDArray[np.int64] | None:
     """The class of each case, or None where the output is not one vector of classes."""
-    name = next(iter(outputs))
-    if len(outputs) != 1 or outputs[name].ndim != 2 or outputs[name].shape[1] < 2:
-        return None
-    classes: npt.NDArray[np.int64] = outputs[name].argmax(1)
-    return classes
+    return decisions_of(list(outputs.values()))
 
 
 def flipped(expected: Outputs, got: Outputs) -> npt.NDArray[np.bool_] | None:
